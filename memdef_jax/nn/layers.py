@@ -1,0 +1,229 @@
+"""Convolutions and pooling whose gradients stay fast on a CPU, also inside compiled loops.
+
+XLA's CPU backend lays out the convolutions of a program's entry computation well, but not those in
+the body of a `while`, where the input gradient of a convolution becomes up to ten times slower.
+Attacks are such loops, so on a CPU the layers here write their input gradients as ordinary
+stride-1 convolutions. `benchmarks/attack_loop.py` shows the effect. Other backends get the plain
+convolution, whose gradients their libraries know best. The results are the same everywhere.
+
+Kernels are [height, width, in, out] (HWIO); paddings and output paddings follow torch's meaning.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Up to so many inputs an output pixel, patches and a matrix product are faster on a CPU.
+_PATCH_LIMIT = 160
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT
+    )
+
+
+def _transposed(
+    g: jax.Array, kernel: jax.Array, stride: int, padding: int, size: tuple[int, int]
+) -> jax.Array:
+    """The adjoint of `_convolution` in x as one stride-1 convolution and a depth-to-space.
+
+    Output pixel `stride * q + r` only meets the kernel taps `r + stride * m`: each phase r is a
+    small convolution of g, and all phases together are one with stride**2 times the channels.
+    """
+    k, (c_in, c_out) = kernel.shape[:2], kernel.shape[2:]
+    taps = [-(-n // stride) for n in k]
+    grid = [-(-(n + 2 * padding) // stride) for n in size]
+    kernel = jnp.pad(
+        kernel, [(0, m * stride - n) for m, n in zip(taps, k)] + [(0, 0), (0, 0)]
+    ).reshape(taps[0], stride, taps[1], stride, c_in, c_out)
+    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    kernel = kernel.reshape(*taps, c_out, stride * stride * c_in)
+    pads = [(m - 1, q - n) for m, q, n in zip(taps, grid, g.shape[1:3])]
+    y = lax.conv_general_dilated(g, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
+    y = y.reshape(-1, *grid, stride, stride, c_in).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(-1, grid[0] * stride, grid[1] * stride, c_in)
+    return y[:, padding : padding + size[0], padding : padding + size[1]]
+
+
+def _kernel_gradient(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, g: jax.Array
+) -> jax.Array:
+    return jax.vjp(lambda k: _convolution(x, k, stride, padding), kernel)[1](g)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    return _convolution(x, kernel, stride, padding)
+
+
+def _cpu_convolution_fwd(x, kernel, stride, padding):
+    return _convolution(x, kernel, stride, padding), (x, kernel)
+
+
+def _cpu_convolution_bwd(stride, padding, residuals, g):
+    x, kernel = residuals
+    dx = _transposed(g, kernel, stride, padding, x.shape[1:3])
+    return dx, _kernel_gradient(x, kernel, stride, padding, g)
+
+
+_cpu_convolution.defvjp(_cpu_convolution_fwd, _cpu_convolution_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _cpu_transposed(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, size: tuple[int, int]
+) -> jax.Array:
+    return _transposed(x, kernel, stride, padding, size)
+
+
+def _cpu_transposed_fwd(x, kernel, stride, padding, size):
+    return _transposed(x, kernel, stride, padding, size), (x, kernel)
+
+
+def _cpu_transposed_bwd(stride, padding, size, residuals, g):
+    # The adjoint of the adjoint is the convolution, whose kernel gradient swaps input and output.
+    x, kernel = residuals
+    return _convolution(g, kernel, stride, padding), _kernel_gradient(g, kernel, stride, padding, x)
+
+
+_cpu_transposed.defvjp(_cpu_transposed_fwd, _cpu_transposed_bwd)
+
+
+def _patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Unpadded convolution as gathered patches times a matrix."""
+    h, w = kernel.shape[:2]
+    rows = (x.shape[1] - h) // stride + 1
+    cols = (x.shape[2] - w) // stride + 1
+    columns = [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
+        for i in range(h)
+        for j in range(w)
+    ]
+    return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+    """Two-dimensional cross-correlation, as `torch.nn.functional.conv2d`.
+
+    Args:
+      x: images or features [B, H, W, C].
+      kernel: weights [h, w, C, D].
+      stride: step in both axes.
+      padding: zeros added on each side of both axes.
+
+    Returns:
+      [B, (H + 2 padding - h) // stride + 1, likewise for W, D].
+    """
+    if jax.default_backend() != "cpu":
+        return _convolution(x, kernel, stride, padding)
+    if kernel.shape[0] * kernel.shape[1] * kernel.shape[2] <= _PATCH_LIMIT:
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        return _patches(x, kernel, stride)
+    if kernel.shape[:2] == (1, 1) and stride > 1 and padding == 0:
+        return _cpu_convolution(x[:, ::stride, ::stride], kernel, 1, 0)
+    return _cpu_convolution(x, kernel, stride, padding)
+
+
+def transposed_convolve(
+    x: jax.Array, kernel: jax.Array, stride: int = 2, padding: int = 1, output_padding: int = 0
+) -> jax.Array:
+    """Transposed convolution, as `torch.nn.functional.conv_transpose2d`.
+
+    Args:
+      x: features [B, H, W, D].
+      kernel: weights [h, w, C, D], the torch weight [D, C, h, w] moved to (2, 3, 1, 0): those of
+        the convolution from C to D channels whose adjoint this is.
+      stride: step of that convolution.
+      padding: padding of that convolution.
+      output_padding: rows and columns added to the output at the end.
+
+    Returns:
+      [B, (H - 1) stride - 2 padding + h + output_padding, likewise for W, C].
+    """
+    height, width = (
+        (n - 1) * stride - 2 * padding + k + output_padding
+        for n, k in zip(x.shape[1:3], kernel.shape[:2])
+    )
+    if jax.default_backend() == "cpu":
+        return _cpu_transposed(x, kernel, stride, padding, (height, width))
+    pads = [(k - 1 - padding, k - 1 - padding + output_padding) for k in kernel.shape[:2]]
+    flipped = jnp.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
+    return lax.conv_general_dilated(
+        x, flipped, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
+    )
+
+
+def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
+    """Non-overlapping max-pooling [B, H, W, C] -> [B, H // size, W // size, C].
+
+    As a reshape and a maximum, because the gradient of XLA's windowed reduction is slow. Where two
+    entries of a window tie, the gradient is shared between them.
+    """
+    h, w = x.shape[1] // size, x.shape[2] // size
+    x = x[:, : h * size, : w * size]
+    return x.reshape(x.shape[0], h, size, w, size, x.shape[3]).max(axis=(2, 4))
+
+
+class Conv(nn.Module):
+    """Convolution with bias, see `convolve`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel.
+      stride: step in both axes.
+      padding: zeros on each side.
+      use_bias: whether a bias is added.
+      kernel_init: initialiser of the kernel; the default is torch's, U(+-1/sqrt(fan_in)).
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(
+        1 / 3, "fan_in", "uniform"
+    )
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = convolve(x, kernel, self.stride, self.padding)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        return y
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution with bias, see `transposed_convolve`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel.
+      stride: upsampling factor.
+      padding: padding of the convolution whose adjoint this is.
+      output_padding: rows and columns added at the end of the output.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 2
+    padding: int = 1
+    output_padding: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
+        # torch counts the fan-in of a transposed convolution over its output channels.
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        y = transposed_convolve(x, kernel, self.stride, self.padding, self.output_padding)
+        return y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
