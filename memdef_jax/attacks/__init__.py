@@ -1,0 +1,8 @@
+"""Adversarial attacks on any `x -> logits`, as pure state machines run by one driver."""
+
+from memdef_jax.attacks import presets
+from memdef_jax.attacks.attack import Attack
+from memdef_jax.attacks.gradient import BIM, FGSM, PGD
+from memdef_jax.attacks.state import Result, State
+
+__all__ = ["BIM", "FGSM", "PGD", "Attack", "Result", "State", "presets"]

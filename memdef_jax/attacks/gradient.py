@@ -1,0 +1,223 @@
+"""One-surface gradient attacks inside a ball: FGSM, BIM and PGD.
+
+They are one algorithm: move along the gradient of the objective, project back, repeat. Each
+iteration's gradient pass also judges the iterate it starts from, so that finding a fooled sample
+costs no pass of its own; one forward pass at the end judges the last iterate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from memdef_jax.attacks import balls, objectives
+from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
+from memdef_jax.attacks.logits import LogitsFunction
+from memdef_jax.attacks.state import State
+from memdef_jax.checks import InputError, check_eps
+
+
+class _ProjectedGradient(Attack):
+    """What the three share. They differ in step size, number of steps and start."""
+
+    eps: Number
+    loss: str
+    targeted: bool
+    early_stop: bool
+
+    @property
+    def rate(self) -> Number:
+        """Step size [B]."""
+        raise NotImplementedError
+
+    @property
+    def settles(self) -> bool:
+        return self.early_stop
+
+    def check(self) -> None:
+        if self.norm == "linf":
+            check_eps(self.eps)
+        else:
+            check_number("eps", self.eps)
+        check_number("step_size", self.rate)
+
+    def init(self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any) -> State:
+        state = State.blank(x, y)
+        if not self.random:
+            return state
+        if self.early_stop:
+            state = self._judge(fn, state)
+            state = replace(state, done=state.success)
+        start = balls.random_start(x, self.eps, self.norm, keys)
+        hit = balls.per_image(state.done)
+        return replace(state, image=jnp.where(hit, x, start))
+
+    def step(self, fn: LogitsFunction, state: State) -> State:
+        _, logits, gradient = objectives.gain_and_gradient(
+            fn, self.loss, state.image, state.y, self.targeted
+        )
+        moved = state.image + balls.per_image(self.rate) * balls.ascent(gradient, self.norm)
+        moved = balls.project(moved, state.x, self.eps, self.norm)
+        state = replace(state.count(1, 1), nan=state.nan | objectives.has_nan(logits))
+        if not self.early_stop:
+            return replace(state, image=moved, steps=state.steps + 1)
+        hit = objectives.fooled(logits, state.y, self.targeted)
+        return replace(
+            state,
+            image=jnp.where(balls.per_image(hit), state.image, moved),
+            success=hit,
+            score=jnp.where(hit, jnp.inf, state.score),
+            done=hit,
+            steps=state.steps + ~hit,
+        )
+
+    def finish(self, fn: LogitsFunction, state: State) -> State:
+        return self._judge(fn, state)
+
+    def _judge(self, fn: LogitsFunction, state: State) -> State:
+        """Success and score of the current image, by one forward pass."""
+        logits = fn(state.image)
+        score = objectives.gain(self.loss, logits, state.y, self.targeted)
+        hit = objectives.fooled(logits, state.y, self.targeted)
+        if self.early_stop:
+            score = jnp.where(hit, jnp.inf, score)
+        nan = state.nan | objectives.has_nan(logits)
+        return replace(state.count(1, 0), success=hit, score=score, nan=nan)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class FGSM(_ProjectedGradient):
+    """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572, section 4).
+
+    One step of length eps along the sign of the gradient, or for L2 along the normalised gradient.
+    For the variant with a random start (FGSM-RS, Wong et al. 2020) use `PGD` with steps=1,
+    random_start=True and step_size=1.25*eps.
+
+    Attributes:
+      eps: radius of the ball in [0, 1] pixels; a number, or one a sample [B].
+      norm: "linf" or "l2".
+      loss: what is raised, "cross_entropy" or "margin".
+      targeted: labels are targets to be reached.
+      early_stop: leave images alone that are misclassified without any help. Turn it off when the
+        images are crafted on one model and judged on another.
+
+    Raises:
+      InputError: for an unknown norm or loss.
+    """
+
+    eps: Number
+    norm: str = static("linf")
+    loss: str = static("cross_entropy")
+    targeted: bool = static(False)
+    early_stop: bool = static(True)
+
+    def __post_init__(self) -> None:
+        balls.check_norm(self.norm)
+        objectives.check_objective(self.loss)
+
+    @property
+    def rate(self) -> Number:
+        return self.eps
+
+    @property
+    def num_steps(self) -> int:
+        return 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class BIM(_ProjectedGradient):
+    """Basic iterative method (Kurakin et al. 2017, arXiv 1607.02533, section 2.2).
+
+    PGD from the clean image itself. The step size may exceed eps; each iterate is projected.
+
+    Attributes:
+      step_size: length of a step in [0, 1] pixels; a number, or one a sample [B].
+      steps: iterations.
+      eps, norm, loss, targeted, early_stop: as for `FGSM`; with early_stop a sample stops at its
+        first iterate that fools the model, without it the last iterate is returned.
+
+    Raises:
+      InputError: for an unknown norm or loss, or steps below 1.
+    """
+
+    eps: Number
+    step_size: Number
+    steps: int = static(10)
+    norm: str = static("linf")
+    loss: str = static("cross_entropy")
+    targeted: bool = static(False)
+    early_stop: bool = static(True)
+
+    def __post_init__(self) -> None:
+        balls.check_norm(self.norm)
+        objectives.check_objective(self.loss)
+        check_count("steps", self.steps)
+
+    @property
+    def rate(self) -> Number:
+        return self.step_size
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PGD(_ProjectedGradient):
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083, section 2.1).
+
+    BIM from a start drawn uniformly in the ball, optionally repeated from other starts: run r
+    draws with `fold_in(key, r)`. With early_stop only samples not yet fooled start again; without
+    it every sample runs every restart and the image of highest loss is returned.
+
+    Attributes:
+      random_start: start at a uniform draw in the ball instead of the clean image.
+      restarts: runs in all, at least 1; more than 1 needs the random start.
+      eps, step_size, steps, norm, loss, targeted, early_stop: as for `BIM`.
+
+    Raises:
+      InputError: for an unknown norm or loss, a count below 1, or restarts without random start.
+    """
+
+    eps: Number
+    step_size: Number
+    steps: int = static(40)
+    norm: str = static("linf")
+    random_start: bool = static(True)
+    restarts: int = static(1)
+    loss: str = static("cross_entropy")
+    targeted: bool = static(False)
+    early_stop: bool = static(True)
+
+    def __post_init__(self) -> None:
+        balls.check_norm(self.norm)
+        objectives.check_objective(self.loss)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
+        if self.restarts > 1 and not self.random_start:
+            raise InputError(
+                f"restarts {self.restarts} without random_start would repeat the same run; "
+                "set random_start=True."
+            )
+
+    @property
+    def rate(self) -> Number:
+        return self.step_size
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps
+
+    @property
+    def repeats(self) -> int:
+        return self.restarts
+
+    @property
+    def random(self) -> bool:
+        return self.random_start
