@@ -1,0 +1,31 @@
+"""State, SPMD step, loop, checkpoints and metrics; knows no data and no attack."""
+
+from memdef_jax.training.loop import Reporter, Silent, Stage, TrainingDiverged, train
+from memdef_jax.training.state import (
+    AXIS,
+    Step,
+    TrainState,
+    check_batch,
+    make_mesh,
+    make_step,
+    put_batch,
+    replicate,
+    shard,
+)
+
+__all__ = [
+    "AXIS",
+    "Reporter",
+    "Silent",
+    "Stage",
+    "Step",
+    "TrainState",
+    "TrainingDiverged",
+    "check_batch",
+    "make_mesh",
+    "make_step",
+    "put_batch",
+    "replicate",
+    "shard",
+    "train",
+]

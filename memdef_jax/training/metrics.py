@@ -1,0 +1,64 @@
+"""Metrics of a training run as JSON lines and for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from types import TracebackType
+
+from tensorboardX import SummaryWriter
+
+from memdef_jax.files import write_atomic
+
+
+class MetricsLog:
+    """Appends one JSON object a step to `metrics.jsonl`, and the same to TensorBoard.
+
+    Opened at step `first`, it drops what an interrupted run wrote beyond it, so the file of a
+    resumed run equals that of an uninterrupted one.
+    """
+
+    def __init__(self, folder: pathlib.Path, first: int) -> None:
+        path = folder / "metrics.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            write_atomic(path, "".join(_lines_up_to(path, first)))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the metrics of one step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+        self._board.flush()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _lines_up_to(path: pathlib.Path, step: int) -> list[str]:
+    """The whole lines of steps up to `step`; a torn last line is dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line + "\n")
+    return kept

@@ -1,0 +1,166 @@
+"""The training state and the step, written once for one device of a mesh (design contract 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from memdef_jax.checks import InputError
+
+AXIS = "data"
+
+Metrics = Mapping[str, jax.Array]
+# (params, batch_stats, batch, keys[B]) -> (loss, (batch_stats, metrics)), for this device's share.
+LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
+Step = Callable[["TrainState", Any, jax.Array], tuple["TrainState", Metrics]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes while training, and all that is needed to go on.
+
+    Attributes:
+      step: updates done, int32.
+      params: trained parameters.
+      batch_stats: BatchNorm's running statistics.
+      opt_state: of the optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @classmethod
+    def create(
+        cls, variables: Mapping[str, Any], optimizer: optax.GradientTransformation
+    ) -> TrainState:
+        """A fresh state from a module's initial variables."""
+        params = variables["params"]
+        stats = variables.get("batch_stats", {})
+        return cls(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What a module is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, axis_name: str = AXIS
+) -> Step:
+    """One optimisation step on this device's share of a batch.
+
+    Gradients and metrics are averaged over `axis_name`; BatchNorm does so itself. Each sample has
+    its own key, folded from the step and its place in the global batch, so neither augmentation
+    nor dropout depends on the number of devices. A loss that is not linear in the batch mean must
+    average over the axis itself before the nonlinearity.
+
+    Returns:
+      step(state, batch, key) -> (state, metrics), to be run by `shard`. The metrics gain
+      "gradient_norm".
+    """
+
+    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        index = lax.axis_index(axis_name) * size + jnp.arange(size)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), index)
+        grad_fn = jax.grad(loss_fn, has_aux=True)
+        grads, (batch_stats, metrics) = grad_fn(state.params, state.batch_stats, batch, keys)
+        grads, metrics = lax.pmean((grads, dict(metrics)), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return step
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """A one-axis mesh over the first `devices` devices (all of them if None).
+
+    Raises:
+      InputError: if there are fewer devices.
+    """
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if not 1 <= count <= len(available):
+        raise InputError(
+            f"{count} devices were asked for and {len(available)} are there; "
+            f"ask for 1 to {len(available)}."
+        )
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:count])
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Check that a global batch splits evenly over the mesh.
+
+    Raises:
+      InputError: if it does not.
+    """
+    count = mesh.devices.size
+    if batch_size % count:
+        raise InputError(
+            f"batch size {batch_size} is not divisible by {count} devices; "
+            f"use {max(count, batch_size - batch_size % count)}."
+        )
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Place a global host batch on the mesh, split along its first axis."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Place a tree on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard(step: Step, mesh: Mesh, backend: str = "shard_map") -> Step:
+    """Run a per-device step over a mesh, jitted, with the old state's buffers reused.
+
+    Args:
+      step: from `make_step`.
+      mesh: one device is a mesh of one.
+      backend: "shard_map" or "pmap".
+
+    Returns:
+      The step on global batches and replicated state.
+
+    Raises:
+      InputError: for another backend.
+    """
+    if backend == "shard_map":
+        everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+        # With check_vma the gradient of replicated parameters would already be summed over the
+        # axis, and averaging it again would leave it too large by the number of devices.
+        mapped = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(everywhere, split, everywhere),
+            out_specs=(everywhere, everywhere),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=0)
+    if backend == "pmap":
+        count = mesh.devices.size
+        pmapped = jax.pmap(
+            step, AXIS, in_axes=(None, 0, None), out_axes=None, devices=list(mesh.devices.flat)
+        )
+
+        def run(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+            def split_axis(x: jax.Array) -> jax.Array:
+                return x.reshape(count, x.shape[0] // count, *x.shape[1:])
+
+            return pmapped(state, jax.tree.map(split_axis, batch), key)
+
+        return run
+    raise InputError(f"backend {backend!r} is unknown; use 'shard_map' or 'pmap'.")
