@@ -2,7 +2,8 @@
 
 from memdef_jax.attacks import presets
 from memdef_jax.attacks.attack import Attack
+from memdef_jax.attacks.carlini_wagner import CarliniWagnerL2
 from memdef_jax.attacks.gradient import BIM, FGSM, PGD
 from memdef_jax.attacks.state import Result, State
 
-__all__ = ["BIM", "FGSM", "PGD", "Attack", "Result", "State", "presets"]
+__all__ = ["BIM", "FGSM", "PGD", "Attack", "CarliniWagnerL2", "Result", "State", "presets"]

@@ -19,9 +19,9 @@ from memdef_jax.checks import InputError, check_images, check_labels, is_traced
 Number = Any
 
 
-def static(default: Any, **options: Any) -> Any:
+def static(default: Any) -> Any:
     """A dataclass field that is part of the compiled program's identity, not an argument of it."""
-    return field(default=default, metadata={"static": True}, **options)
+    return field(default=default, metadata={"static": True})
 
 
 class Attack:
