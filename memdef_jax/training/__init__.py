@@ -3,6 +3,7 @@
 from memdef_jax.training.loop import Reporter, Silent, Stage, TrainingDiverged, train
 from memdef_jax.training.state import (
     AXIS,
+    LossFn,
     Step,
     TrainState,
     check_batch,
@@ -15,6 +16,7 @@ from memdef_jax.training.state import (
 
 __all__ = [
     "AXIS",
+    "LossFn",
     "Reporter",
     "Silent",
     "Stage",

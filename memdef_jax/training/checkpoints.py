@@ -84,7 +84,8 @@ def read_tree(folder: pathlib.Path, like: Any) -> Any:
         expected = None
     found = _digests(folder / "tree")
     if expected != found:
-        wrong = sorted(k for k in {*found, *(expected or {})} if (expected or {}).get(k) != found.get(k))
+        known = expected if isinstance(expected, dict) else {}
+        wrong = sorted(k for k in {*found, *known} if known.get(k) != found.get(k))
         raise InputError(
             f"{folder} is damaged: {wrong[0] if wrong else _DIGESTS} is not what was saved; "
             "delete it and train again."
@@ -125,7 +126,7 @@ def restore_latest(store: pathlib.Path, like: Any) -> Restored:
     Returns:
       What was found, with a sentence for each damaged one that was passed over.
     """
-    notes = []
+    notes: list[str] = []
     for leftover in store.glob(".saving-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for step in sorted(_steps(store), reverse=True):

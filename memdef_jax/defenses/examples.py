@@ -1,0 +1,78 @@
+"""Adversarial examples generated once, stored, and reused: the paper's offline recipe."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memdef_jax.attacks import PGD
+from memdef_jax.attacks.logits import Logits
+from memdef_jax.data import Split, to_float
+from memdef_jax.files import write_atomic
+from memdef_jax.training import Reporter
+
+PART = 1000
+
+
+def adversarial_examples(
+    attack: PGD,
+    logits_fn: Logits,
+    split: Split,
+    key: jax.Array,
+    folder: pathlib.Path,
+    reporter: Reporter,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attack every image of a split, in parts that are stored as they finish.
+
+    A killed run makes only the parts that are missing; a damaged part is made again. Image i's
+    randomness is folded from the key and i, so the result does not depend on how the split is cut.
+
+    Args:
+      attack: the attack on the classifier.
+      logits_fn: the classifier.
+      split: clean images.
+      key: typed key.
+      folder: for the parts; one folder serves one classifier, split, attack and key.
+      reporter: told of progress.
+
+    Returns:
+      Images float32 [N, H, W, C] and whether each fools the classifier, bool [N].
+
+    Raises:
+      InputError: when the folder cannot be written.
+    """
+    starts = list(range(0, len(split), PART))
+    parts = {start: folder / f"part_{start // PART:05d}.npz" for start in starts}
+    found = {start: _read(parts[start], split[start : start + PART]) for start in starts}
+    missing = [start for start in starts if found[start] is None]
+    reporter.start("adversarial examples", len(starts) - len(missing), len(starts), PART)
+    for count, start in enumerate(missing, len(starts) - len(missing) + 1):
+        part = split[start : start + PART]
+        index = start + jnp.arange(len(part))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        x = to_float(jnp.asarray(part.images))
+        result = attack.run(logits_fn, x, jnp.asarray(part.labels), key=keys)
+        images, success = np.asarray(result.images), np.asarray(result.success)
+        buffer = io.BytesIO()
+        np.savez(buffer, images=images, success=success)
+        write_atomic(parts[start], buffer.getvalue())
+        found[start] = images, success
+        reporter.update(count, {"success_rate": float(success.mean())})
+    whole = [pair for pair in found.values() if pair is not None]
+    return np.concatenate([p[0] for p in whole]), np.concatenate([p[1] for p in whole])
+
+
+def _read(path: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray] | None:
+    """A stored part, None where it is absent or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            images, success = stored["images"], stored["success"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    fits = images.shape == part.images.shape and images.dtype == np.float32
+    return (images, success) if fits and success.shape == part.labels.shape else None

@@ -1,0 +1,286 @@
+"""Training of a whole Memory Defense: classifier-A, its adversarial examples, then the stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from memdef_jax import attacks, data
+from memdef_jax.checks import InputError
+from memdef_jax.data import Dataset
+from memdef_jax.defenses import store
+from memdef_jax.defenses.examples import adversarial_examples
+from memdef_jax.defenses.memory_defense import MemoryDefense, MemoryDefenseSpec
+from memdef_jax.defenses.selector import SelectorConfig, adam, mixed_batches, selector_loss
+from memdef_jax.defenses.stack import StackConfig, empty_slot, stack_loss
+from memdef_jax.nn import Bound, classifier
+from memdef_jax.training import (
+    AXIS,
+    LossFn,
+    Reporter,
+    Silent,
+    Stage,
+    TrainState,
+    check_batch,
+    make_mesh,
+    make_step,
+    shard,
+    train,
+)
+from memdef_jax.training.run import open_run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryDefenseConfig:
+    """A whole Memory Defense.
+
+    Attributes:
+      selector: classifier-A.
+      stack: encoder, memory, decoder and classifier-B.
+      seed: of everything random.
+      train_size: use only so many training images, the first ones; None for all.
+      save_every: steps between checkpoints.
+    """
+
+    selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
+    seed: int = 0
+    train_size: int | None = None
+    save_every: int = 500
+
+    def spec(self, image_shape: tuple[int, int, int], classes: int) -> MemoryDefenseSpec:
+        """The networks for a dataset.
+
+        Raises:
+          InputError: when they do not fit it.
+        """
+        return MemoryDefenseSpec(
+            image_shape=image_shape,
+            classes=classes,
+            selector=self.selector.architecture,
+            memory_rows=self.stack.memory_rows,
+            shrink_threshold=self.stack.shrink_threshold,
+            shrink_order=self.stack.shrink_order,
+            softmax_scale=self.stack.softmax_scale,
+        )
+
+
+def fit(
+    config: MemoryDefenseConfig,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    mesh: Mesh | None = None,
+    backend: str = "shard_map",
+    reporter: Reporter | None = None,
+) -> dict[str, MemoryDefense]:
+    """Train, or go on training, and save the defenses under `folder/defenses/<selector>`.
+
+    The stack does not depend on the selector (it is masked by the true labels), so one training
+    gives two defenses: one with the benign classifier-A, one with the adversarially trained.
+
+    Args:
+      config: what to train.
+      dataset: only its training split is used.
+      folder: the run's folder.
+      mesh: devices, all of them by default.
+      backend: "shard_map" or "pmap".
+      reporter: told of progress.
+
+    Returns:
+      Defenses by their selector: "benign", and "offline" or "in_loop" where that is the recipe.
+
+    Raises:
+      InputError: before any work, when something does not fit; `TrainingDiverged` later.
+    """
+    mesh = mesh or make_mesh()
+    reporter = reporter or Silent()
+    spec = config.spec(dataset.info.image_shape, len(dataset.info.class_names))
+    split = dataset.train if config.train_size is None else dataset.train.take(config.train_size)
+    for size in {config.selector.batch_size, config.stack.batch_size}:
+        check_batch(size, mesh)
+        data.steps_per_epoch(len(split), size)
+    describe = {
+        "kind": "memory_defense",
+        "dataset": dataset.info.name,
+        "fingerprint": dataset.info.fingerprint,
+        "config": dataclasses.asdict(config),
+    }
+    open_run(folder, describe, _space_needed(config, split))
+    trainer = _Trainer(config, spec, split, folder, mesh, backend, reporter)
+    selectors = {"benign": trainer.benign_selector()}
+    if config.selector.recipe == "offline":
+        selectors["offline"] = trainer.offline_selector(selectors["benign"])
+    elif config.selector.recipe == "in_loop":
+        selectors["in_loop"] = trainer.in_loop_selector()
+    stack = trainer.stack()
+    defenses = {}
+    for name, variables in selectors.items():
+        host = jax.device_get({"selector": variables, "stack": stack})
+        defenses[name] = MemoryDefense(spec, host)
+        store.save(defenses[name], folder / "defenses" / name)
+    return defenses
+
+
+def load_run(folder: pathlib.Path) -> dict[str, MemoryDefense]:
+    """The finished defenses of a run, by selector.
+
+    Raises:
+      InputError: when there is none.
+    """
+    found = sorted(p.parent for p in (folder / "defenses").glob("*/defense.json"))
+    if not found:
+        raise InputError(f"{folder} holds no finished defense; train there until the end first.")
+    return {path.name: store.load(path) for path in found}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    config: MemoryDefenseConfig
+    spec: MemoryDefenseSpec
+    split: data.Split
+    folder: pathlib.Path
+    mesh: Mesh
+    backend: str
+    reporter: Reporter
+
+    def _key(self, purpose: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+
+    def _run(
+        self,
+        name: str,
+        purpose: int,
+        loss_fn: LossFn,
+        variables: dict[str, Any],
+        settings: SelectorConfig | StackConfig,
+        epochs: int,
+        batch: Callable[[int], Any],
+        steps_per_epoch: int,
+        guard: Any = None,
+    ) -> dict[str, Any]:
+        steps = epochs * steps_per_epoch
+        cosine = settings.cosine if isinstance(settings, StackConfig) else True
+        optimizer = adam(settings.learning_rate, steps, settings.weight_decay, cosine)
+        stage = Stage(
+            name=name,
+            step=shard(make_step(loss_fn, optimizer), self.mesh, self.backend),
+            batch=batch,
+            total_steps=steps,
+            batch_size=settings.batch_size,
+            save_every=self.config.save_every,
+            **({"guard": guard} if guard else {}),
+        )
+        state = TrainState.create(variables, optimizer)
+        key = self._key(purpose)
+        state = train(stage, state, key, self.folder / name, self.mesh, self.reporter)
+        return state.variables
+
+    def _benign_batches(self, batch_size: int, purpose: int) -> Callable[[int], Any]:
+        seed = self.config.seed * 10 + purpose
+
+        def batch(step: int) -> dict[str, np.ndarray]:
+            image, label = data.train_batch(self.split, step, batch_size, seed)
+            return {"image": image, "label": label}
+
+        return batch
+
+    def _selector(
+        self, name: str, purpose: int, epochs: int, in_loop: bool = False
+    ) -> dict[str, Any]:
+        settings = self.config.selector
+        module = classifier(settings.architecture, self.spec.classes, AXIS)
+        return self._run(
+            name,
+            purpose,
+            selector_loss(module, settings, in_loop),
+            self.spec.init_selector(self._key(purpose + 100)),
+            settings,
+            epochs,
+            self._benign_batches(settings.batch_size, purpose),
+            data.steps_per_epoch(len(self.split), settings.batch_size),
+        )
+
+    def benign_selector(self) -> dict[str, Any]:
+        return self._selector("selector_benign", 1, self.config.selector.benign_epochs)
+
+    def in_loop_selector(self) -> dict[str, Any]:
+        return self._selector("selector_in_loop", 2, self.config.selector.epochs, in_loop=True)
+
+    def offline_selector(self, benign: dict[str, Any]) -> dict[str, Any]:
+        settings = self.config.selector
+        module = classifier(settings.architecture, self.spec.classes)
+        attack = attacks.PGD(
+            norm="linf",
+            eps=settings.eps,
+            step_size=settings.step_size,
+            steps=settings.attack_steps,
+            random_start=True,
+            early_stop=False,
+        )
+        images, success = adversarial_examples(
+            attack,
+            Bound(module, jax.device_get(benign)),
+            self.split,
+            self._key(3),
+            self.folder / "examples",
+            self.reporter,
+        )
+        labels = self.split.labels
+        if settings.successful_only:
+            images, labels = images[success], labels[success]
+        half = settings.batch_size // 2
+        if settings.batch_size % 2 or len(images) < half:
+            raise InputError(
+                f"batch size {settings.batch_size} cannot be half adversarial with "
+                f"{len(images)} examples; use an even one up to {2 * len(images)}."
+            )
+        seed = self.config.seed * 10
+
+        def adversarial(step: int) -> tuple[np.ndarray, np.ndarray]:
+            index = data.batch_indices(len(images), step, half, seed + 4)
+            return images[index], labels[index]
+
+        def benign_half(step: int) -> tuple[np.ndarray, np.ndarray]:
+            return data.train_batch(self.split, step, half, seed + 5)
+
+        trained = classifier(settings.architecture, self.spec.classes, AXIS)
+        fresh = self.spec.init_selector(self._key(103))
+        return self._run(
+            "selector_offline",
+            5,
+            selector_loss(trained, settings, in_loop=False),
+            jax.device_get(benign) if settings.warm_start else fresh,
+            settings,
+            settings.epochs,
+            mixed_batches(benign_half, adversarial),
+            data.steps_per_epoch(len(self.split), half),
+        )
+
+    def stack(self) -> dict[str, Any]:
+        settings = self.config.stack
+        return self._run(
+            "stack",
+            6,
+            stack_loss(self.spec, settings),
+            self.spec.init_stack(self._key(106)),
+            settings,
+            settings.epochs,
+            self._benign_batches(settings.batch_size, 6),
+            data.steps_per_epoch(len(self.split), settings.batch_size),
+            empty_slot(self.spec.shrink_threshold),
+        )
+
+
+def _space_needed(config: MemoryDefenseConfig, split: data.Split) -> int:
+    """A generous guess in bytes: checkpoints, defenses, and stored examples."""
+    networks = {"small_cnn": 2e6, "resnet18": 45e6, "resnet50": 95e6}
+    checkpoints = 12 * networks[config.selector.architecture] + 2e8
+    examples = 4 * split.images.size if config.selector.recipe == "offline" else 0
+    return int(checkpoints + examples)
