@@ -10,13 +10,15 @@ import jax
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Bound:
     """A Linen module bound to its variables: a pytree that is called as `bound(x)`.
 
     The variables are leaves, so they are arguments of a compiled program and a new checkpoint does
     not recompile it. The module is the static part: modules compare by value (bound methods, by
-    identity, would recompile for every instance).
+    identity, would recompile for every instance). Two bound modules are equal only if they are the
+    same object, because arrays have no single truth value; so one can be hashed, and `jax.jit`
+    takes it as a function.
 
     Attributes:
       module: a Linen module whose call takes images [B, H, W, C].
