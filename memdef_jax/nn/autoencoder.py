@@ -98,7 +98,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool = False) -> jax.Array:
-        x = z.reshape(-1, *self.arch.latent)
+        x = z.reshape(z.shape[0], *self.arch.latent)
         for i, (features, output_padding) in enumerate(self.arch.decoder):
             x = ConvTranspose(features, output_padding=output_padding)(x)
             if i < len(self.arch.decoder) - 1:
