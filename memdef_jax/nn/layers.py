@@ -4,7 +4,8 @@ XLA's CPU backend lays out the convolutions of a program's entry computation wel
 the body of a `while`, where the input gradient of a convolution becomes up to ten times slower.
 Attacks are such loops, so on a CPU the layers here write their input gradients as ordinary
 stride-1 convolutions. `benchmarks/attack_loop.py` shows the effect. Other backends get the plain
-convolution, whose gradients their libraries know best. The results are the same everywhere.
+convolution, whose gradients their libraries know best. The results are the same everywhere, but on
+a CPU only reverse-mode differentiation passes (`jax.vjp`, `jax.grad`, `jax.jacrev`).
 
 Kernels are [height, width, in, out] (HWIO); paddings and output paddings follow torch's meaning.
 """
