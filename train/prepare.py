@@ -3,7 +3,7 @@
     python -m train.prepare fashion_mnist [--data-dir D] [--raw-dir R] [--verify]
 
 Prints where it came from, its counts, class balance, fingerprint and the seconds it took: for
-Fashion-MNIST about 7 s the first time, 2 s afterwards. Exits with 2 and one sentence if it cannot.
+Fashion-MNIST about 7 s the first time, 1 s afterwards. Exits with 2 and one sentence if it cannot.
 """
 
 from __future__ import annotations

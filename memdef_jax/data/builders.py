@@ -129,11 +129,16 @@ def prepare(
     Each writes its own temporary folder and renames it at the end; the first to finish wins.
 
     Raises:
-      InputError: as `sources.obtain`, or when data_dir cannot be written.
+      InputError: as `sources.obtain`, or when data_dir cannot be written or holds a remnant.
     """
     folder = pathlib.Path(data_dir or default_data_dir()).expanduser()
     builder = BUILDERS[name](data_dir=str(folder), raw_dir=raw_dir, download=download)
     if builder.data_path.exists():
+        if not (builder.data_path / "dataset_info.json").exists():
+            raise InputError(
+                f"{builder.data_path} holds no whole dataset; delete that folder and prepare the "
+                "dataset again."
+            )
         return
     try:
         with tempfile.TemporaryDirectory(prefix="memdef_") as downloads, _quiet():

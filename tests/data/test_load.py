@@ -102,6 +102,13 @@ def test_a_damaged_prepared_dataset_is_named(small_mnist, tmp_path, damage):
     assert str(folder) in str(caught.value)
 
 
+def test_a_remnant_of_a_prepared_dataset_is_named(small_mnist, tmp_path):
+    small_mnist.write(tmp_path / "raw")
+    folder_of(tmp_path, "mnist").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds no whole dataset; delete"):
+        load("mnist", raw_dir=tmp_path / "raw")
+
+
 def test_an_unwritable_data_dir_is_named(small_mnist, tmp_path):
     small_mnist.write(tmp_path / "raw")
     (tmp_path / "file").write_text("not a folder")
