@@ -5,5 +5,19 @@ from memdef_jax.attacks.attack import Attack
 from memdef_jax.attacks.carlini_wagner import CarliniWagnerL2
 from memdef_jax.attacks.gradient import BIM, FGSM, PGD
 from memdef_jax.attacks.state import Result, State
+from memdef_jax.attacks.surrogates import bpda, compose, eot, straight_through
 
-__all__ = ["BIM", "FGSM", "PGD", "Attack", "CarliniWagnerL2", "Result", "State", "presets"]
+__all__ = [
+    "BIM",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "CarliniWagnerL2",
+    "Result",
+    "State",
+    "bpda",
+    "compose",
+    "eot",
+    "presets",
+    "straight_through",
+]

@@ -154,7 +154,9 @@ def _per_sample(attack: Attack, batch: int) -> Attack:
                 f"a number of {type(attack).__name__} has shape {shape} beside {batch} images; "
                 "give one number, or one an image."
             )
-        return jnp.broadcast_to(jnp.asarray(number, jnp.float32), (batch,))
+        if is_traced(number):
+            return jnp.broadcast_to(jnp.asarray(number, jnp.float32), (batch,))
+        return jnp.asarray(np.broadcast_to(np.asarray(number, np.float32), (batch,)))
 
     return jax.tree.map(widen, attack)
 
@@ -169,8 +171,7 @@ def _sample_keys(key: Any, batch: int) -> jax.Array:
             "pass a typed key, jax.random.key(seed)."
         )
     if key.shape == ():
-        # fold_in, unlike split, promises the same key at position i whatever the batch size.
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        return driver.sample_keys(key, batch)
     if key.shape != (batch,):
         raise InputError(
             f"key has shape {key.shape} beside {batch} images; give one key, or one an image."

@@ -70,7 +70,7 @@ def whole_loop(
             state = _advance(attack, fn, state)
         else:
             _, state = jax.lax.while_loop(go_on, one_step, (jnp.int32(0), state))
-        return _keep(attack, best, _end(attack, fn, state))
+        return _keep(attack.settles, best, _end(attack, fn, state))
 
     best = State.blank(x, y)
     if attack.repeats == 1:
@@ -114,8 +114,8 @@ def _one_run(
     kept = everyone[_pack(np.asarray(best.done), sizes)]
     here, packed_fn, packed_best = attack, fn, best
     if len(kept) < sizes[0]:
-        here, packed_best, keys = _rows((attack, best, keys), kept)
-        packed_fn = fn.take(kept)
+        packed_best, keys = _rows((best, keys), kept)
+        here, packed_fn = _attack_rows(attack, kept), fn.take(kept)
     state = _begin_compiled(here, packed_fn, packed_best, keys, restart)
     taken = 0
     while True:
@@ -126,9 +126,8 @@ def _one_run(
         order = _pack(done, sizes)
         if len(order) < len(kept):
             best = _store(attack, best, state, kept)
-            here, state = _rows((here, state), order)
-            kept = kept[order]
-            packed_fn = fn.take(kept)
+            state, kept = _rows(state, order), kept[order]
+            here, packed_fn = _attack_rows(attack, kept), fn.take(kept)
         steps = min(taken + 1, chunk, attack.num_steps - taken)
         if chunk == 1:
             state = _advance_compiled(here, packed_fn, state)
@@ -189,10 +188,10 @@ def _end(attack: Attack, fn: LogitsFunction, state: State) -> State:
     return where(state.done, state, attack.finish(fn, state))
 
 
-def _keep(attack: Attack, best: State, state: State) -> State:
+def _keep(settles: bool, best: State, state: State) -> State:
     """The better of what there was and a run's outcome; who takes part in the next run."""
     best = merge(best, state)
-    return replace(best, done=best.success) if attack.settles else best
+    return replace(best, done=best.success) if settles else best
 
 
 def result(norm: str, best: State) -> Result:
@@ -212,10 +211,28 @@ def _advance_many(attack: Attack, fn: LogitsFunction, state: State, steps: int) 
     return jax.lax.fori_loop(0, steps, lambda _, s: _advance(attack, fn, s), state)
 
 
-@jax.jit
-def _store(attack: Attack, best: State, state: State, kept: jax.Array) -> State:
-    """Write the outcome of packed samples back to their places; may be repeated without harm."""
-    merged = _keep(attack, rows(best, kept), state)
+def _store(attack: Attack, best: State, state: State, kept: np.ndarray) -> State:
+    """Bring the outcome of packed samples back to their places; may be repeated without harm."""
+    state = replace(state, own=None)  # not needed, and so one program serves all attacks
+    if len(kept) == len(best.done):
+        return _keep_compiled(attack.settles, best, state)
+    return _keep_rows(attack.settles, best, state, kept)
+
+
+def _attack_rows(attack: Attack, kept: np.ndarray) -> Attack:
+    return jax.tree.map(lambda number: jnp.asarray(np.asarray(number)[kept]), attack)
+
+
+@partial(jax.jit, static_argnums=1)
+def sample_keys(key: jax.Array, batch: int) -> jax.Array:
+    """A key for each position of a batch."""
+    # fold_in, unlike split, promises the same key at position i whatever the batch size.
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+@partial(jax.jit, static_argnums=0)
+def _keep_rows(settles: bool, best: State, state: State, kept: jax.Array) -> State:
+    merged = _keep(settles, rows(best, kept), state)
     return jax.tree.map(lambda whole, part: whole.at[kept].set(part), best, merged)
 
 
@@ -225,4 +242,5 @@ _rows = jax.jit(rows)
 _begin_compiled = jax.jit(_begin)
 _advance_compiled = jax.jit(_advance)
 _end_compiled = jax.jit(_end)
+_keep_compiled = partial(jax.jit, static_argnums=0)(_keep)
 _result = partial(jax.jit, static_argnums=0)(result)

@@ -1,0 +1,159 @@
+"""FGSM, BIM and PGD against known optima and a plain numpy implementation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memdef_jax.attacks import BIM, FGSM, PGD, balls, presets
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+KEY = jax.random.key(7)
+
+
+def test_fgsm_is_optimal_on_a_linear_model(linear_problem):
+    model, x, y = linear_problem(classes=2)
+    adversarial = FGSM(eps=0.6, early_stop=False)(model, x, y)
+    w = np.asarray(model.w)
+    direction = np.sign(w[:, 1] - w[:, 0]) * np.where(np.asarray(y) == 0, 1, -1)[:, None]
+    expected = np.clip(np.asarray(x) + np.float32(0.6) * direction.reshape(x.shape), 0, 1)
+    np.testing.assert_allclose(adversarial, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_l2_pgd_needs_the_distance_to_the_hyperplane_and_no_more(linear_problem, batch):
+    model, x, y = linear_problem(batch, classes=2, shape=(7, 3, 1))
+    logits, rows = np.asarray(model(x)), np.arange(batch)
+    distance = (logits[rows, y] - logits[rows, 1 - y]) / np.sqrt(2)  # columns are orthonormal
+    enough = PGD(norm="l2", eps=distance * 1.01, step_size=distance * 0.3, steps=20)
+    less = PGD(norm="l2", eps=distance * 0.99, step_size=distance * 0.3, steps=20)
+    assert enough.run(model, x, y, key=KEY).success.all()
+    assert not less.run(model, x, y, key=KEY).success.any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_agrees_with_plain_numpy(mlp_problem, norm, targeted):
+    model, x, y = mlp_problem()
+    labels = (y + 1) % 4 if targeted else y
+    eps, rate, steps = 0.2, 0.07, 5
+    attack = PGD(
+        norm=norm, eps=eps, step_size=rate, steps=steps, targeted=targeted, early_stop=False
+    )
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(KEY, i), 0))(jnp.arange(8))
+    start = balls.random_start(x, jnp.full(8, eps), norm, keys)
+    expected = numpy_pgd(model, x, labels, start, norm, eps, rate, steps, targeted)
+    result = attack.run(model, x, labels, key=KEY)
+    np.testing.assert_allclose(result.images, expected, atol=1e-5)
+    hit = np.argmax(model(result.images), -1) == labels
+    np.testing.assert_array_equal(result.success, hit if targeted else ~hit)
+
+
+def numpy_pgd(model, x, y, start, norm, eps, rate, steps, targeted):
+    """PGD on the one-hidden-layer network in float64, gradients by hand."""
+    w1, w2 = np.asarray(model.w1, np.float64), np.asarray(model.w2, np.float64)
+    x, z = np.asarray(x, np.float64), np.asarray(start, np.float64)
+    flat = (len(x), -1)
+    for _ in range(steps):
+        hidden = z.reshape(flat) @ w1
+        logits = np.maximum(hidden, 0) @ w2
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p = p / p.sum(1, keepdims=True) - np.eye(w2.shape[1])[np.asarray(y)]
+        gradient = ((p @ w2.T) * (hidden > 0)) @ w1.T * (-1 if targeted else 1)
+        if norm == "linf":
+            delta = z - x + rate * np.sign(gradient).reshape(x.shape)
+            delta = np.clip(delta, -eps, eps)
+        else:
+            gradient = gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
+            delta = z - x + rate * gradient.reshape(x.shape)
+            size = np.linalg.norm(delta.reshape(flat), axis=1)[:, None, None, None]
+            delta = delta * np.minimum(1, eps / size)
+        z = np.clip(x + delta, 0, 1)
+    return z
+
+
+def test_bim_is_pgd_without_random_start(mlp_problem):
+    model, x, y = mlp_problem()
+    bim = BIM(eps=0.1, step_size=0.15, steps=6)(model, x, y)
+    pgd = PGD(eps=0.1, step_size=0.15, steps=6, random_start=False)(model, x, y)
+    np.testing.assert_array_equal(bim, pgd)
+
+
+@pytest.mark.parametrize("attack", [FGSM(eps=0.1), PGD(eps=0.1, step_size=0.03, steps=3)])
+def test_images_already_misclassified_are_returned_as_they_are(mlp_problem, attack):
+    model, x, y = mlp_problem()
+    result = attack.run(model, x, (y + 1) % 4, key=KEY)
+    assert result.success.all()
+    np.testing.assert_array_equal(result.images, x)
+    np.testing.assert_array_equal(result.norm, 0)
+    np.testing.assert_array_equal(result.steps, 0)
+
+
+def test_a_fooled_sample_stops_at_its_first_fooling_iterate(linear_problem):
+    model, x, y = linear_problem(classes=2)
+    result = BIM(eps=0.3, step_size=0.02, steps=20).run(model, x, y)
+    assert result.success.all()
+    # One iterate earlier, the model was still right.
+    shorter = balls.per_image(result.norm - 0.02)
+    delta = jnp.clip(result.images - x, -shorter, shorter)
+    np.testing.assert_array_equal(np.argmax(model(x + delta), -1), y)
+    np.testing.assert_allclose(result.norm, 0.02 * np.asarray(result.steps), atol=1e-6)
+    np.testing.assert_array_equal(result.backward, np.asarray(result.steps) + (result.steps < 20))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_targeted_reaches_the_target(linear_problem, norm):
+    model, x, y = linear_problem()
+    target = (y + 3) % 10
+    attack = PGD(norm=norm, eps=1.0, step_size=0.1, steps=40, targeted=True, loss="margin")
+    result = attack.run(model, x, target, key=KEY)
+    assert result.success.all()
+    np.testing.assert_array_equal(np.argmax(model(result.images), -1), target)
+
+
+def test_more_restarts_never_leave_more_samples_standing(mlp_problem):
+    model, x, y = mlp_problem(batch=16)
+    standing = []
+    for restarts in (1, 4):
+        attack = PGD(eps=0.05, step_size=0.05, steps=1, restarts=restarts)
+        standing.append(int((~attack.run(model, x, y, key=KEY).success).sum()))
+    assert standing[0] > standing[-1]
+
+
+def test_without_early_stop_restarts_keep_the_highest_loss(mlp_problem):
+    model, x, y = mlp_problem()
+
+    def loss(restarts):
+        attack = PGD(eps=0.1, step_size=0.05, steps=2, restarts=restarts, early_stop=False)
+        images = attack(model, x, y, key=KEY)
+        return -np.asarray(jax.nn.log_softmax(model(images))[np.arange(len(y)), y])
+
+    assert (loss(4) >= loss(1)).all()
+    assert (loss(4) > loss(1)).any()
+
+
+def test_random_starts_are_uniform_in_the_ball():
+    clean = jnp.full((4000, 2, 1, 1), 0.5)
+    eps, keys = jnp.full(4000, 0.1), jax.random.split(KEY, 4000)
+    linf = balls.random_start(clean, eps, "linf", keys) - clean
+    np.testing.assert_allclose(jnp.mean(jnp.abs(linf)), 0.05, rtol=0.05)
+    radius = balls.length(balls.random_start(clean, eps, "l2", keys) - clean, "l2")
+    np.testing.assert_allclose(jnp.mean((radius / 0.1) ** 2), 0.5, rtol=0.05)  # U^(1/2) squared
+    assert radius.max() <= 0.1 * 1.0001
+
+
+def test_l2_ascent_survives_tiny_zero_and_nan_gradients():
+    gradient = jnp.stack([jnp.full((2, 2, 1), v) for v in (0.0, 1e-30, jnp.nan, jnp.inf)])
+    step = balls.ascent(gradient, "l2")
+    np.testing.assert_allclose(balls.length(step, "l2"), [0, 1, 0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(balls.ascent(gradient, "linf")[:, 0, 0, 0], [0, 1, 0, 0])
+
+
+def test_presets_have_the_papers_numbers():
+    assert presets.memory_defense("bim", 9 / 255) == BIM(eps=9 / 255, step_size=0.05, steps=10)
+    pgd = presets.memory_defense("pgd", 9 / 255)
+    assert (pgd.steps, pgd.step_size, pgd.random_start) == (40, 0.0075, True)
+    assert presets.memory_defense("fgsm", 0.1) == FGSM(eps=0.1)
+    cw = presets.memory_defense("cw")
+    assert (cw.search_steps, cw.steps, cw.learning_rate, cw.initial_const) == (5, 1000, 5e-3, 1e-2)
