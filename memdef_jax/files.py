@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import uuid
@@ -25,11 +26,17 @@ def write_atomic(path: pathlib.Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); "
-            "free some space or choose a folder that you may write to."
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
+    """The sentence for a file or folder that the system would not take."""
+    return InputError(
+        f"{path} cannot be written ({error.strerror or error}); "
+        "free some space or choose a folder that you may write to."
+    )
 
 
 def check_writable(folder: pathlib.Path, needed_bytes: int = 0) -> None:
@@ -39,9 +46,13 @@ def check_writable(folder: pathlib.Path, needed_bytes: int = 0) -> None:
       InputError: if not.
     """
     probe = folder / f".write-test-{uuid.uuid4().hex}"
-    write_atomic(probe, b"")
-    probe.unlink()
-    stats = os.statvfs(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+        stats = os.statvfs(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     free = stats.f_bavail * stats.f_frsize
     if free < needed_bytes:
         raise InputError(

@@ -17,7 +17,13 @@ from memdef_jax.data import Dataset
 from memdef_jax.defenses import store
 from memdef_jax.defenses.examples import adversarial_examples
 from memdef_jax.defenses.memory_defense import MemoryDefense, MemoryDefenseSpec
-from memdef_jax.defenses.selector import SelectorConfig, adam, mixed_batches, selector_loss
+from memdef_jax.defenses.selector import (
+    SelectorConfig,
+    adam,
+    check_places,
+    mixed_batches,
+    selector_loss,
+)
 from memdef_jax.defenses.stack import StackConfig, empty_slot, stack_loss
 from memdef_jax.nn import Bound, classifier
 from memdef_jax.training import (
@@ -33,7 +39,7 @@ from memdef_jax.training import (
     shard,
     train,
 )
-from memdef_jax.training.run import open_run
+from memdef_jax.training.run import open_run, read_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,12 @@ class MemoryDefenseConfig:
     seed: int = 0
     train_size: int | None = None
     save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative; use 0 or more.")
+        if self.save_every < 1:
+            raise InputError(f"save_every {self.save_every} is below 1; use 1 or more.")
 
     def spec(self, image_shape: tuple[int, int, int], classes: int) -> MemoryDefenseSpec:
         """The networks for a dataset.
@@ -106,6 +118,8 @@ def fit(
     for size in {config.selector.batch_size, config.stack.batch_size}:
         check_batch(size, mesh)
         data.steps_per_epoch(len(split), size)
+    if config.selector.recipe == "in_loop":
+        check_places(config.selector.batch_size, config.selector.clean_share, mesh.devices.size)
     describe = {
         "kind": "memory_defense",
         "dataset": dataset.info.name,
@@ -129,15 +143,17 @@ def fit(
 
 
 def load_run(folder: pathlib.Path) -> dict[str, MemoryDefense]:
-    """The finished defenses of a run, by selector.
+    """The defenses of a finished run, by selector.
 
     Raises:
-      InputError: when there is none.
+      InputError: when there is no run, or it is unfinished, damaged or of a newer version.
     """
-    found = sorted(p.parent for p in (folder / "defenses").glob("*/defense.json"))
-    if not found:
-        raise InputError(f"{folder} holds no finished defense; train there until the end first.")
-    return {path.name: store.load(path) for path in found}
+    config = read_run(folder).get("config")
+    recipe = config["selector"]["recipe"] if config else None
+    paths = {name: folder / "defenses" / name for name in dict.fromkeys(("benign", recipe)) if name}
+    if not all((path / "defense.json").is_file() for path in paths.values()):
+        raise InputError(f"{folder} holds an unfinished run; train there until the end first.")
+    return {name: store.load(path) for name, path in paths.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +252,11 @@ class _Trainer:
         if settings.successful_only:
             images, labels = images[success], labels[success]
         half = settings.batch_size // 2
-        if settings.batch_size % 2 or len(images) < half:
+        if len(images) < half:
             raise InputError(
                 f"batch size {settings.batch_size} cannot be half adversarial with "
-                f"{len(images)} examples; use an even one up to {2 * len(images)}."
+                f"{len(images)} examples that fool the benign classifier; "
+                "use a smaller one, a larger eps, or successful_only=False."
             )
         seed = self.config.seed * 10
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from memdef_jax.attacks import PGD
+from memdef_jax.attacks.attack import check_number
 from memdef_jax.checks import InputError, check_eps
 from memdef_jax.data import Augmentation, to_float
 from memdef_jax.nn import Bound
@@ -71,6 +72,13 @@ class SelectorConfig:
         for name in ("benign_epochs", "epochs", "batch_size", "attack_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
+        if self.recipe == "offline" and self.batch_size % 2:
+            raise InputError(
+                f"batch size {self.batch_size} cannot be half adversarial; use an even one."
+            )
+        check_number("learning_rate", self.learning_rate, above_zero=True)
+        check_number("weight_decay", self.weight_decay)
+        check_number("step_size", self.step_size)
 
 
 def adversarial_places(size: int, clean_share: float) -> np.ndarray:
@@ -81,6 +89,20 @@ def adversarial_places(size: int, clean_share: float) -> np.ndarray:
     """
     marks = np.floor(np.arange(size + 1) * (1.0 - clean_share) + 1e-9)
     return np.flatnonzero(np.diff(marks))
+
+
+def check_places(batch_size: int, clean_share: float, devices: int) -> None:
+    """Check that every device attacks the same whole number of its samples.
+
+    Raises:
+      InputError: if not; the trained weights would then depend on the number of devices.
+    """
+    attacked = batch_size * (1.0 - clean_share) / devices
+    if devices > 1 and abs(attacked - round(attacked)) > 1e-6:
+        raise InputError(
+            f"clean share {clean_share:g} of batch size {batch_size} has {attacked:g} images "
+            f"attacked on each of {devices} devices; choose them so that the number is whole."
+        )
 
 
 def selector_loss(module: nn.Module, config: SelectorConfig, in_loop: bool) -> LossFn:
@@ -97,7 +119,9 @@ def selector_loss(module: nn.Module, config: SelectorConfig, in_loop: bool) -> L
     def loss_fn(
         params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        x, y = to_float(batch["image"]), batch["label"]
+        x, y = batch["image"], batch["label"]
+        if x.dtype == jnp.uint8:  # stored adversarial examples are float32 already
+            x = to_float(x)
         fold = jax.vmap(jax.random.fold_in, (0, None))
         x = config.augmentation.apply(fold(keys, 0), x)
         if in_loop:
@@ -137,17 +161,5 @@ def mixed_batches(
         x = x.astype(np.float32) / 255
         images = np.stack([x, x_adv], axis=1).reshape(-1, *x.shape[1:])
         return {"image": images, "label": np.stack([y, y_adv], axis=1).reshape(-1)}
-
-    return batch
-
-
-def plain_batches(
-    benign: Callable[[int], tuple[np.ndarray, np.ndarray]],
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """Batches of (image, label) pairs as named arrays."""
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        image, label = benign(step)
-        return {"image": image, "label": label}
 
     return batch

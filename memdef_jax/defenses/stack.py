@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from memdef_jax.attacks.attack import check_number
 from memdef_jax.checks import InputError
 from memdef_jax.data import Augmentation, gaussian_noise, to_float
 from memdef_jax.defenses.memory_defense import MemoryDefenseSpec
@@ -72,15 +73,15 @@ class StackConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
         for name in ("alpha", "beta", "cross_entropy_weight", "noise", "weight_decay"):
-            if not getattr(self, name) >= 0.0:
-                raise InputError(f"{name} {getattr(self, name):g} is negative; use 0 or more.")
-        for name in ("random_mask_share", "dropout_rate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{name} {getattr(self, name):g} is outside [0, 1].")
-        if self.entropy_reduction not in ("sum", "mean"):
-            raise InputError(
-                f"entropy reduction {self.entropy_reduction!r} is unknown; use 'sum' or 'mean'."
-            )
+            check_number(name, getattr(self, name))
+        check_number("learning_rate", self.learning_rate, above_zero=True)
+        if not 0.0 <= self.random_mask_share <= 1.0:
+            raise InputError(f"random mask share {self.random_mask_share:g} is outside [0, 1].")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise InputError(f"dropout rate {self.dropout_rate:g} is outside [0, 1).")
+        for name in ("mse_reduction", "entropy_reduction"):
+            if getattr(self, name) not in ("sum", "mean"):
+                raise InputError(f"{name} {getattr(self, name)!r} is unknown; use 'sum' or 'mean'.")
 
     @property
     def noise_sigma(self) -> float:
@@ -197,10 +198,10 @@ def empty_slot(threshold: float) -> Any:
     def guard(metrics: Mapping[str, float]) -> str | None:
         if metrics.get("active_rows_min", 1.0) > 0:
             return None
-        safe = metrics["largest_safe_threshold"]
+        safe = 0.99 * metrics["largest_safe_threshold"]  # so that rounding cannot lift it too far
         return (
             f"shrink threshold {threshold:g} leaves an image without any memory row of its class; "
-            f"a threshold below {safe:.3g} would have kept one for each image of this batch."
+            f"{safe:.3g} or less would have kept one for each image of this batch."
         )
 
     return guard

@@ -11,10 +11,11 @@ import jax
 
 from memdef_jax.checks import InputError
 from memdef_jax.defenses.memory_defense import MemoryDefense, MemoryDefenseSpec
-from memdef_jax.files import write_atomic
+from memdef_jax.files import check_writable, write_atomic
 from memdef_jax.training.checkpoints import read_tree, write_tree
 
 VERSION = 1
+_KIND = "memory_defense"
 _FILE = "defense.json"
 
 
@@ -24,12 +25,12 @@ def save(defense: MemoryDefense, folder: pathlib.Path) -> None:
     Raises:
       InputError: when the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     (folder / _FILE).unlink(missing_ok=True)
     write_tree(folder / "variables", defense.variables)
     content = {
         "version": VERSION,
-        "kind": "memory_defense",
+        "kind": _KIND,
         "spec": dataclasses.asdict(defense.spec),
     }
     write_atomic(folder / _FILE, json.dumps(content, indent=2))
@@ -46,14 +47,14 @@ def load(folder: pathlib.Path) -> MemoryDefense:
         raise InputError(f"{folder} holds no finished defense; train it first, or finish training.")
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(content["version"])
+        version, kind = int(content["version"]), content["kind"]
         fields = dict(content["spec"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged; train again in another folder.") from error
-    if version > VERSION:
+    if version > VERSION or kind != _KIND:
         raise InputError(
-            f"{path} has version {version} and this program reads up to {VERSION}; "
-            "update memdef_jax."
+            f"{path} is a {kind!r} of version {version} and this program reads {_KIND!r} up to "
+            f"version {VERSION}; update memdef_jax."
         )
     try:
         spec = MemoryDefenseSpec(**{**fields, "image_shape": tuple(fields["image_shape"])})

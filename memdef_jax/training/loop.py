@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from memdef_jax.checks import InputError
 from memdef_jax.training import checkpoints
 from memdef_jax.training.metrics import MetricsLog
-from memdef_jax.training.state import Step, TrainState, put_batch, replicate
+from memdef_jax.training.state import Step, TrainState, check_batch, put_batch, replicate
 
 
 class TrainingDiverged(InputError):
@@ -98,7 +98,10 @@ def train(
     Raises:
       TrainingDiverged: when a metric is not finite or the guard objects; names the step, the term
         and the last good checkpoint, which is kept.
+      InputError: when the batch does not split over the mesh, a checkpoint is of another model, or
+        the folder cannot be written.
     """
+    check_batch(stage.batch_size, mesh)
     reporter = reporter or Silent()
     store = folder / "checkpoints"
     restored = checkpoints.restore_latest(store, state)

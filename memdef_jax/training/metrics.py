@@ -9,7 +9,7 @@ from types import TracebackType
 
 from tensorboardX import SummaryWriter
 
-from memdef_jax.files import write_atomic
+from memdef_jax.files import cannot_write, write_atomic
 
 
 class MetricsLog:
@@ -24,6 +24,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             write_atomic(path, "".join(_lines_up_to(path, first)))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
@@ -34,8 +35,15 @@ class MetricsLog:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
-        self._file.flush()
+        """Hand everything to the operating system.
+
+        Raises:
+          InputError: when the disk is full.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         self._board.flush()
 
     def __enter__(self) -> MetricsLog:
