@@ -1,0 +1,118 @@
+"""Results on disk: one JSON line a cell, appended as it finishes, and its outcomes per sample."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from memdef_jax.checks import InputError
+from memdef_jax.files import write_atomic
+
+Record = dict[str, Any]
+RECORDS = "robustness.jsonl"
+# What makes two records the same cell. A later line replaces an earlier one.
+IDENTITY = (
+    "dataset",
+    "fingerprint",
+    "defense",
+    "selector",
+    "threat",
+    "attack",
+    "norm",
+    "eps",
+    "n",
+    "seed",
+    "settings",
+)
+
+
+def cell_id(record: Mapping[str, Any]) -> str:
+    """A short name of a cell, the same for equal identities."""
+    identity = json.dumps([record[name] for name in IDENTITY], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def read_records(folder: pathlib.Path) -> dict[str, Record]:
+    """All cells of a run by `cell_id`, the last line of each; a torn last line is passed over.
+
+    Raises:
+      InputError: when another line cannot be read.
+    """
+    path = folder / RECORDS
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    found: dict[str, Record] = {}
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            found[cell_id(record)] = record
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # no newline after it: a write was cut off
+                break
+            raise InputError(
+                f"{path}, line {number} is damaged; delete that line to measure its cell again."
+            ) from error
+    return found
+
+
+def append_record(
+    folder: pathlib.Path, record: Record, outcomes: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Store a finished cell: first its outcomes per sample, then its line.
+
+    Args:
+      folder: the run's.
+      record: JSON-able, with all of `IDENTITY`.
+      outcomes: arrays kept in `cells/<cell_id>.npz`.
+
+    Raises:
+      InputError: when the folder cannot be written.
+    """
+    if outcomes is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **outcomes)  # type: ignore[arg-type]
+        write_atomic(folder / "cells" / f"{cell_id(record)}.npz", buffer.getvalue())
+    path = folder / RECORDS
+    try:
+        _drop_torn_line(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}).") from error
+
+
+def read_outcomes(folder: pathlib.Path, record: Record) -> dict[str, np.ndarray] | None:
+    """What `append_record` kept per sample, None if it is absent or damaged."""
+    try:
+        path = folder / "cells" / f"{cell_id(record)}.npz"
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, KeyError):
+        return None
+
+
+def select(records: Iterable[Record], **wanted: Any) -> list[Record]:
+    """Records whose named fields have the given values."""
+    return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
+
+
+def _drop_torn_line(path: pathlib.Path) -> None:
+    """Cut off what a killed write left behind the last newline."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)

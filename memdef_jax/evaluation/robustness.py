@@ -1,0 +1,351 @@
+"""Robustness sweeps: defenses x threat models x attacks x eps, cell by cell, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memdef_jax import __version__
+from memdef_jax.attacks import BIM, FGSM, PGD, Attack, CarliniWagnerL2, presets
+from memdef_jax.checks import InputError, check_eps
+from memdef_jax.data import Dataset, Split, eval_batches, to_float
+from memdef_jax.defenses import MemoryDefense
+from memdef_jax.evaluation import records
+from memdef_jax.evaluation.published import paper_accuracy
+from memdef_jax.evaluation.records import Record
+from memdef_jax.evaluation.statistics import wilson_interval
+from memdef_jax.evaluation.threats import DEPLOYED_SURFACES, WORST, Threat, parse_threats
+from memdef_jax.training import Reporter, Silent
+
+SHOWN = 8  # adversarial images a cell keeps, for the pictures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What a sweep crosses.
+
+    Attributes:
+      attacks: of `attacks.presets.MEMORY_DEFENSE`.
+      eps: Linf budgets in [0, 1] pixels; CW-L2 has none.
+      threats: names, or ("all",).
+      count: test images, see `evaluation_split`; None for all.
+      cw_count: fewer for CW-L2, which is slow; the first of those.
+      cw_search_steps: of CW-L2; the paper has 5,
+      cw_steps: 1000
+      cw_learning_rate: and 5e-3.
+      batch_size: images attacked at once.
+      seed: of the attacks' random starts.
+    """
+
+    attacks: tuple[str, ...] = presets.MEMORY_DEFENSE
+    eps: tuple[float, ...] = (9 / 255, 25 / 255)
+    threats: tuple[str, ...] = ("all",)
+    count: int | None = 500
+    cw_count: int = 100
+    cw_search_steps: int = 5
+    cw_steps: int = 1000
+    cw_learning_rate: float = 5e-3
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.attacks:
+            if name not in presets.MEMORY_DEFENSE:
+                raise InputError(
+                    f"attack {name!r} is unknown; use some of {', '.join(presets.MEMORY_DEFENSE)}."
+                )
+        for value in self.eps:
+            check_eps(value)
+        parse_threats(self.threats)
+        for name in ("cw_count", "cw_search_steps", "cw_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
+
+    def attack(self, name: str, eps: float | None) -> Attack:
+        """The named attack with the paper's settings, CW's overridden by this configuration."""
+        attack = presets.memory_defense(name, eps)
+        if isinstance(attack, CarliniWagnerL2):
+            return dataclasses.replace(
+                attack,
+                search_steps=self.cw_search_steps,
+                steps=self.cw_steps,
+                learning_rate=self.cw_learning_rate,
+            )
+        return attack
+
+
+def evaluation_split(test: Split, count: int | None) -> Split:
+    """The test images a sweep uses: all, or the first `count`.
+
+    Where they come class by class, as a folder's do, `count` are drawn with a fixed seed instead.
+
+    Raises:
+      InputError: when there are fewer.
+    """
+    if count is None or count == len(test):
+        return test
+    if not 1 <= count <= len(test):
+        raise InputError(f"{count} test images were asked for; there are {len(test)}.")
+    if np.all(np.diff(test.labels) >= 0):
+        return test[np.random.default_rng(0).permutation(len(test))[:count]]
+    return test.take(count)
+
+
+def sweep(
+    defenses: Mapping[str, MemoryDefense],
+    dataset: Dataset,
+    config: SweepConfig,
+    folder: pathlib.Path,
+    reporter: Reporter | None = None,
+) -> list[Record]:
+    """Measure every cell that `folder` does not have yet, then derive the worst case.
+
+    Args:
+      defenses: by selector, as `defenses.fit` returns them; "benign" is what transfer attacks are
+        crafted on.
+      dataset: its test split is attacked.
+      config: what to cross.
+      folder: the run's; lines are appended to `robustness.jsonl` as cells finish.
+      reporter: told of progress.
+
+    Returns:
+      The records of this sweep: clean, attacked and worst-case cells.
+
+    Raises:
+      InputError: before any work, when something does not fit.
+    """
+    reporter = reporter or Silent()
+    split = evaluation_split(dataset.test, config.count)
+    threats = parse_threats(config.threats)
+    if any(t.from_benign for t in threats) and "benign" not in defenses:
+        raise InputError("threat model 'transfer' needs the run's benign defense; evaluate it too.")
+    lab = _Lab(defenses, dataset, split, config)
+    known = records.read_records(folder)
+    cells = list(lab.cells(threats))
+    finished = [
+        known.get(records.cell_id(cell.identity))
+        if records.read_outcomes(folder, cell.identity) is not None
+        else None
+        for cell in cells
+    ]
+    done = sum(record is not None for record in finished)
+    reporter.start("evaluation", done, len(cells), 1)
+    measured = [record for record in finished if record is not None]
+    for cell, record in zip(cells, finished):
+        if record is None:
+            record, outcomes = lab.measure(cell)
+            records.append_record(folder, record, outcomes)
+            measured.append(record)
+            done += 1
+            reporter.update(done, {"robust_accuracy": record["robust_accuracy"]})
+    worst = lab.worst_cases(measured, folder)
+    for record in worst:
+        if known.get(records.cell_id(record)) != record:
+            records.append_record(folder, record)
+    return measured + worst
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    identity: Record
+    threat: Threat | None = None
+    attack: Attack | None = None
+
+
+@jax.jit
+def _decisions(defense: MemoryDefense, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.argmax(defense(x), axis=-1), defense.select(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lab:
+    defenses: Mapping[str, MemoryDefense]
+    dataset: Dataset
+    split: Split
+    config: SweepConfig
+
+    def _identity(self, selector: str, attack: str, eps: float | None, **fields: Any) -> Record:
+        return {
+            "dataset": self.dataset.info.name,
+            "fingerprint": self.dataset.info.fingerprint,
+            "defense": "memory_defense",
+            "selector": selector,
+            "attack": attack,
+            "eps": eps,
+            "n": min(self.config.cw_count, len(self.split)) if attack == "cw" else len(self.split),
+            "seed": self.config.seed,
+            **fields,
+        }
+
+    def cells(self, threats: Sequence[Threat]) -> Iterator[_Cell]:
+        for selector in self.defenses:
+            yield _Cell(
+                self._identity(selector, "clean", None, threat="none", norm=None, settings={})
+            )
+        for selector in self.defenses:
+            for threat in threats:
+                for name in self.config.attacks:
+                    for eps in (None,) if name == "cw" else self.config.eps:
+                        attack = self.config.attack(name, eps)
+                        identity = self._identity(
+                            selector,
+                            name,
+                            eps,
+                            threat=threat.name,
+                            norm=attack.norm,
+                            settings=_settings(attack),
+                        )
+                        yield _Cell(identity, threat, attack)
+
+    def measure(self, cell: _Cell) -> tuple[Record, dict[str, np.ndarray]]:
+        """One cell: attack on each of the threat's surfaces, judge on the deployed pipeline."""
+        start = time.perf_counter()
+        defense = self.defenses[cell.identity["selector"]]
+        split = self.split.take(cell.identity["n"])
+        if cell.threat is None or cell.attack is None:
+            variants = {"clean": self._judge(defense, split, None)}
+        else:
+            crafted_on = self.defenses["benign"] if cell.threat.from_benign else defense
+            variants = {
+                surface: self._judge(defense, split, (cell.attack, crafted_on, surface))
+                for surface in cell.threat.surfaces
+            }
+        strongest = min(variants, key=lambda name: variants[name]["correct"].mean())
+        outcomes = {
+            **variants[strongest],
+            "correct_any": np.all([v["correct"] for v in variants.values()], axis=0),
+            "selector_correct_any": np.all(
+                [v["selector_correct"] for v in variants.values()], axis=0
+            ),
+        }
+        accuracy = {name: float(v["correct"].mean()) for name, v in variants.items()}
+        seconds = time.perf_counter() - start
+        return self._record(cell.identity, outcomes, strongest, accuracy, seconds), outcomes
+
+    def _judge(
+        self,
+        defense: MemoryDefense,
+        split: Split,
+        crafting: tuple[Attack, MemoryDefense, str] | None,
+    ) -> dict[str, np.ndarray]:
+        """Outcomes per sample of one attack on one surface, or of clean images."""
+        keys = jax.random.split(jax.random.key(self.config.seed), len(split))
+        parts: list[dict[str, np.ndarray]] = []
+        size = min(self.config.batch_size, len(split))
+        index = np.arange(len(split))
+        for batch, places in zip(eval_batches(split, size), eval_batches((index, index), size)):
+            x = to_float(jnp.asarray(batch.images))
+            y = jnp.asarray(batch.labels)
+            success, norm, images = jnp.zeros(size, bool), jnp.zeros(size), x
+            if crafting is not None:
+                attack, crafted_on, name = crafting
+                if isinstance(attack, (FGSM, BIM, PGD)):
+                    attack = dataclasses.replace(attack, early_stop=name in DEPLOYED_SURFACES)
+                surface = crafted_on.surfaces(x, y)[name]
+                result = attack.run(surface, x, y, key=keys[places.images])
+                success, norm, images = result.success, result.norm, result.images
+                _check_budget(attack, x, images)
+            answer, slot = _decisions(defense, images)
+            part = {
+                "correct": answer == y,
+                "selector_correct": slot == y,
+                "agree": answer == slot,
+                "answer": answer,
+                "slot": slot,
+                "success": success,
+                "norm": norm,
+            }
+            part = {key: np.asarray(value)[batch.valid] for key, value in part.items()}
+            if not parts:
+                part["shown"] = np.asarray(images[:SHOWN])
+            parts.append(part)
+        shown = parts[0].pop("shown")
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return joined | {"shown": shown}
+
+    def _record(
+        self,
+        identity: Record,
+        outcomes: Mapping[str, np.ndarray],
+        variant: str | None = None,
+        variants: Mapping[str, float] | None = None,
+        seconds: float = 0.0,
+    ) -> Record:
+        correct = outcomes["correct"]
+        total = len(correct)
+        found = outcomes["success"] if "success" in outcomes else np.zeros(0, bool)
+        norms = outcomes["norm"][found] if found.any() else np.zeros(0)
+        name, eps = identity["attack"], identity["eps"]
+        alone = "benign" if identity["selector"] == "benign" else "adversarial"
+        return {
+            **identity,
+            "robust_accuracy": float(correct.mean()),
+            "interval": list(wilson_interval(int(correct.sum()), total)),
+            "clean_accuracy": None,
+            "selector_accuracy": float(outcomes["selector_correct"].mean()),
+            "agreement": float(outcomes["agree"].mean()) if "agree" in outcomes else None,
+            "success_rate": float(found.mean()) if found.size else None,
+            "median_norm": float(np.median(norms)) if norms.size else None,
+            "variant": variant,
+            "variants": dict(variants or {}),
+            "paper": paper_accuracy(identity["dataset"], "pipeline", name, eps),
+            "paper_selector": paper_accuracy(identity["dataset"], alone, name, eps),
+            "seconds": round(seconds, 3),
+            "device": jax.devices()[0].device_kind,
+            "versions": {
+                "memdef_jax": __version__,
+                "jax": jax.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def worst_cases(self, measured: Sequence[Record], folder: pathlib.Path) -> list[Record]:
+        """Per sample the worst over threat models, for each attack and over all attacks."""
+        groups: dict[tuple[str, str, Any], list[Record]] = {}
+        for record in measured:
+            if record["threat"] == "none":
+                continue
+            groups.setdefault((record["selector"], record["attack"], record["eps"]), []).append(
+                record
+            )
+            if record["norm"] == "linf":
+                groups.setdefault((record["selector"], "all", record["eps"]), []).append(record)
+        result = []
+        for (selector, attack, eps), group in groups.items():
+            stored = [records.read_outcomes(folder, record) or {} for record in group]
+            outcomes = {
+                "correct": np.all([s["correct_any"] for s in stored], axis=0),
+                "selector_correct": np.all([s["selector_correct_any"] for s in stored], axis=0),
+            }
+            identity = self._identity(
+                selector, attack, eps, threat=WORST, norm=group[0]["norm"], settings={}
+            )
+            record = self._record(identity, outcomes)
+            record["over"] = sorted({f"{r['threat']}/{r['attack']}" for r in group})
+            result.append(record)
+        return result
+
+
+def _settings(attack: Attack) -> dict[str, Any]:
+    """An attack's own numbers as JSON, without eps, which is a column."""
+    fields = dataclasses.asdict(attack)  # type: ignore[call-overload]
+    return {name: value for name, value in fields.items() if name not in ("eps", "early_stop")}
+
+
+def _check_budget(attack: Attack, clean: jax.Array, images: jax.Array) -> None:
+    """Refuse to judge images outside the threat: a number must not rest on a faulty attack."""
+    values, delta = np.asarray(images), np.abs(np.asarray(images) - np.asarray(clean))
+    limit = float(getattr(attack, "eps", 1.0)) if attack.norm == "linf" else 1.0
+    if values.min() < 0.0 or values.max() > 1.0 or delta.max() > 1.0001 * limit + 1e-6:
+        raise InputError(
+            f"{type(attack).__name__} left its budget: pixels in [{values.min():g}, "
+            f"{values.max():g}], perturbation {delta.max():g} of {limit:g}; its result is not used."
+        )

@@ -1,0 +1,66 @@
+"""Threat models: on which surface an attack is crafted. All are judged on the deployed pipeline.
+
+============== =====================================================================
+transfer       a benign classifier-A of the same architecture
+grey_box       the deployed classifier-A; the defense is unknown
+frozen_mask    autoencoder and classifier-B, the mask fixed to A's choice on the clean
+               image: what the paper's published attack code differentiates
+frozen_mask_true  the same with the mask fixed to the true label
+adaptive       the whole pipeline through A's choice of slot, by a soft mask and by
+               straight-through; the stronger is reported
+worst_case     each image by whatever hurts it most; derived from the others
+============== =====================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from memdef_jax.checks import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Threat:
+    """Where an attack is crafted.
+
+    Attributes:
+      name: as users write it.
+      surfaces: keys of `defense.surfaces(x, y)`; the strongest counts.
+      from_benign: take the surface of the benign defense instead of the attacked one.
+    """
+
+    name: str
+    surfaces: tuple[str, ...]
+    from_benign: bool = False
+
+
+THREATS = {
+    threat.name: threat
+    for threat in (
+        Threat("transfer", ("selector",), from_benign=True),
+        Threat("grey_box", ("selector",)),
+        Threat("frozen_mask", ("frozen_mask",)),
+        Threat("frozen_mask_true", ("frozen_mask_true",)),
+        Threat("adaptive", ("soft_mask", "straight_through")),
+    )
+}
+WORST = "worst_case"
+
+# On these the attack sees the deployed decision itself, so it may stop once that has fallen.
+DEPLOYED_SURFACES = frozenset({"straight_through"})
+
+
+def parse_threats(names: tuple[str, ...]) -> tuple[Threat, ...]:
+    """Threat models by name; "all" is every one. The worst case is always derived.
+
+    Raises:
+      InputError: for an unknown name.
+    """
+    if names == ("all",):
+        return tuple(THREATS.values())
+    for name in names:
+        if name not in THREATS and name != WORST:
+            raise InputError(
+                f"threat model {name!r} is unknown; use all or some of {', '.join(THREATS)}."
+            )
+    return tuple(THREATS[name] for name in names if name != WORST)
