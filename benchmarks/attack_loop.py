@@ -5,7 +5,7 @@
 About five minutes on two CPU cores, one with --steps 10. Both sides do the same work (random start,
 every step on every sample, nobody judges the last iterate), warm, in the same process, in turn; the
 ratio is that of the minima over the repeats. On a CPU the library's convolutions should come out at
-1.1 or below: they carry a gradient that XLA runs as fast inside a loop as outside. A plain `nn.Conv`
+1.1 or below: they carry a gradient that XLA runs as fast inside a loop as outside. A plain nn.Conv
 model shows what happens without it, and why the library attacks in chunks of one step when it is
 called eagerly on a CPU.
 """
