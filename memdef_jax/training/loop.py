@@ -70,6 +70,11 @@ class Stage:
     save_every: int
     guard: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
 
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
+
 
 def train(
     stage: Stage,
@@ -107,6 +112,8 @@ def train(
     restored = checkpoints.restore_latest(store, state)
     for text in restored.notes:
         reporter.note(f"{stage.name}: {text}")
+    if restored.notes and restored.step is None:
+        reporter.note(f"{stage.name}: no checkpoint is left, so the training starts anew.")
     state = replicate(restored.tree if restored.step is not None else state, mesh)
     first = restored.step or 0
     reporter.start(stage.name, first, stage.total_steps, stage.batch_size)

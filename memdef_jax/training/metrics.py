@@ -29,8 +29,15 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the metrics of one step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Record the metrics of one step.
+
+        Raises:
+          InputError: when the disk is full.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -55,8 +62,13 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        except OSError as failure:  # the disk is full; where that has been said, once is enough
+            if error is None:
+                raise cannot_write(self._path, failure) from failure
+        finally:
+            self._board.close()
 
 
 def _lines_up_to(path: pathlib.Path, step: int) -> list[str]:

@@ -120,8 +120,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Place a tree on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Copy a tree to every device of the mesh."""
+    # Never an alias: the step gives away the state's buffers, and the caller's are not ours.
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
 
 
 def shard(step: Step, mesh: Mesh, backend: str = "shard_map") -> Step:
