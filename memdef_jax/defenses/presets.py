@@ -11,8 +11,10 @@ from memdef_jax.defenses.stack import StackConfig
 PRESETS = ("quick", "paper", "robust")
 
 
-def preset(name: str, image_shape: tuple[int, int, int]) -> MemoryDefenseConfig:
-    """A configuration by name, for the image shape of a dataset.
+def preset(
+    name: str, image_shape: tuple[int, int, int], train_size: int = 60_000
+) -> MemoryDefenseConfig:
+    """A configuration by name, for a dataset's image shape and number of training images.
 
     "quick": minutes on a CPU; a small classifier-A with attacks in the training loop, the paper's
     loss. "paper": ResNet-50 and the paper's recipe and settings; what it leaves open is said in
@@ -23,12 +25,22 @@ def preset(name: str, image_shape: tuple[int, int, int]) -> MemoryDefenseConfig:
       InputError: for another name.
     """
     colour = image_shape[-1] == 3
+
+    def epochs(least: int, steps: int) -> int:
+        # A small dataset needs more epochs for the same number of updates of 128 images.
+        return max(least, -(-steps * 128 // train_size))
+
     if name == "quick":
         return MemoryDefenseConfig(
             selector=SelectorConfig(
-                eps=8 / 255 if colour else 0.1, step_size=4 / 255 if colour else 0.05
+                benign_epochs=epochs(3, 600),
+                epochs=epochs(5, 1000),
+                eps=8 / 255 if colour else 0.1,
+                step_size=4 / 255 if colour else 0.05,
             ),
-            stack=StackConfig(epochs=2, learning_rate=2e-3, cosine=True, entropy_reduction="mean"),
+            stack=StackConfig(
+                epochs=epochs(2, 800), learning_rate=2e-3, cosine=True, entropy_reduction="mean"
+            ),
         )
     if name == "paper":
         crop_and_flip = Augmentation(crop_padding=4, horizontal_flip=True, vertical_flip=True)

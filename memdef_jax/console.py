@@ -1,0 +1,144 @@
+"""What programs share: errors in one sentence, progress on a terminal or in a log, tables."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from memdef_jax.checks import InputError
+
+LOG_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+def run(program: Callable[[], None]) -> None:
+    """Run a program's main function; an InputError becomes one sentence and exit status 2."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache / "memdef_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        program()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+class ConsoleReporter:
+    """A `training.Reporter`: a live bar on a terminal, plain lines in a log."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._stage, self._first, self._total, self._items = "", 0, 0, 0
+        self._began = self._said = time.perf_counter()
+
+    def start(self, stage: str, done: int, total: int, items_per_step: int) -> None:
+        """A stage begins."""
+        self.close()
+        self._stage, self._first, self._total, self._items = stage, done, total, items_per_step
+        self._began = self._said = time.perf_counter()
+        if done >= total:
+            self._console.print(f"{stage}: done before")
+            return
+        if done:
+            self._console.print(f"{stage}: continuing at {done} of {total}")
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(stage, completed=done, total=total, rate="", metrics="")
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """So many steps of the stage are done."""
+        now = time.perf_counter()
+        last = step >= self._total
+        if not last and now - self._said < (0.2 if self._bar else LOG_EVERY):
+            return
+        self._said = now
+        seconds = max(now - self._began, 1e-9)
+        steps = step - self._first
+        rate = f"{steps * self._items / seconds:.0f}/s" if self._items > 1 else ""
+        shown = "  ".join(
+            f"{name} {metrics[name]:.4g}"
+            for name in ("loss", "cross_entropy", "accuracy", "robust_accuracy", "success_rate")
+            if name in metrics
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step, rate=rate, metrics=shown)
+            if last:
+                self.close()
+            return
+        left = seconds / max(steps, 1) * (self._total - step)
+        words = [f"{self._stage}: {step}/{self._total}", rate, f"{seconds:.0f} s"]
+        words += [f"{left:.0f} s left" if not last else "done", shown]
+        self._console.print("  ".join(word for word in words if word), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Something the user should read."""
+        self._console.print(f"note: {text}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, numbers to the right."""
+    # Without a terminal the width is unknown, and a table cut to 80 columns cannot be read.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A comma-separated list of names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def budgets(text: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers or fractions, such as "9/255,0.1".
+
+    Raises:
+      InputError: when a part is neither.
+    """
+    values = []
+    for part in names(text):
+        try:
+            top, _, bottom = part.partition("/")
+            values.append(float(top) / float(bottom or 1))
+        except (ValueError, ZeroDivisionError):
+            raise InputError(
+                f"eps {part!r} is no number; write it as 0.1 or 25/255, separated by commas."
+            ) from None
+    return tuple(values)

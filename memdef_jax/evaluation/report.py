@@ -1,0 +1,256 @@
+"""The result of a sweep as a table, as Markdown with pictures, and in words."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memdef_jax.data import Dataset
+from memdef_jax.defenses import MemoryDefense
+from memdef_jax.evaluation import pictures, records
+from memdef_jax.evaluation.records import Record, select
+from memdef_jax.evaluation.robustness import SweepConfig, evaluation_split
+from memdef_jax.evaluation.threats import THREATS, WORST
+from memdef_jax.files import write_atomic
+
+HEADER = (
+    "selector",
+    "threat",
+    "attack",
+    "eps",
+    "n",
+    "pipeline %",
+    "95% interval",
+    "classifier-A %",
+    "same answer %",
+    "paper %",
+    "median L2",
+    "success %",
+    "s",
+)
+_ORDER = {name: index for index, name in enumerate(("none", *THREATS, WORST))}
+_ATTACKS = {name: index for index, name in enumerate(("clean", "fgsm", "bim", "pgd", "all", "cw"))}
+
+
+def percent(share: float | None) -> str:
+    """A fraction as percent with one decimal, a dash for None."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def eps_name(eps: float | None) -> str:
+    """A budget as k/255 where it is one."""
+    if eps is None:
+        return "-"
+    level = eps * 255
+    return f"{level:.0f}/255" if abs(level - round(level)) < 1e-6 else f"{eps:g}"
+
+
+def sort_records(found: Sequence[Record]) -> list[Record]:
+    """By selector, budget, attack and threat model, so that readings stand under each other."""
+    return sorted(
+        found,
+        key=lambda r: (
+            r["selector"] != "benign",
+            r["selector"],
+            r["threat"] != "none",
+            r["eps"] is None,
+            r["eps"] or 0.0,
+            _ATTACKS.get(r["attack"], 99),
+            _ORDER.get(r["threat"], 99),
+        ),
+    )
+
+
+def table_rows(found: Sequence[Record]) -> list[list[str]]:
+    """One row a record, as text, under `HEADER`."""
+    rows = []
+    for r in sort_records(found):
+        low, high = r["interval"]
+        variant = f" ({r['variant']})" if len(r["variants"]) > 1 else ""
+        cw = r["attack"] == "cw" and r["threat"] != WORST
+        rows.append(
+            [
+                r["selector"],
+                r["threat"] + variant,
+                r["attack"],
+                eps_name(r["eps"]),
+                str(r["n"]),
+                percent(r["robust_accuracy"]),
+                f"{100 * low:.1f}-{100 * high:.1f}",
+                percent(r["selector_accuracy"]),
+                percent(r["agreement"]),
+                percent(r["paper"]),
+                "-" if not cw or r["median_norm"] is None else f"{r['median_norm']:.2f}",
+                percent(r["success_rate"]) if cw else "-",
+                f"{r['seconds']:.0f}" if r["seconds"] else "-",
+            ]
+        )
+    return rows
+
+
+def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, float]]) -> str:
+    """One paragraph that says what the table shows."""
+    sentences = []
+    budgets = sorted({r["eps"] for r in found if r["eps"] is not None})
+    for selector in dict.fromkeys(r["selector"] for r in sort_records(found)):
+        own = select(found, selector=selector)
+        clean = select(own, attack="clean")
+        if not clean:
+            continue
+        text = (
+            f"With the {selector.replace('_', '-')} classifier-A the pipeline is right on "
+            f"{percent(clean[0]['robust_accuracy'])}% of clean images"
+        )
+        worst = [(e, w) for e in budgets for w in select(own, threat=WORST, attack="all", eps=e)]
+        if worst:
+            text += " and, each image under whatever hurts it most, on " + " and ".join(
+                f"{percent(w['robust_accuracy'])}% at {eps_name(e)}" for e, w in worst
+            )
+        sentences.append(text + ".")
+        frozen = [
+            (e, f, g)
+            for e in budgets[-1:]
+            for f in select(own, threat="frozen_mask", attack="pgd", eps=e)
+            for g in select(own, threat="grey_box", attack="pgd", eps=e)
+        ]
+        for eps, f, g in frozen:
+            text = (
+                f"PGD at {eps_name(eps)} with the mask frozen, which is what the paper's published "
+                f"code attacks, leaves {percent(f['robust_accuracy'])}%"
+            )
+            if f["paper"] is not None:
+                text += f" (the paper prints {percent(f['paper'])}%)"
+            text += (
+                f"; the same budget spent on classifier-A leaves {percent(g['robust_accuracy'])}%"
+            )
+            adaptive = select(own, threat="adaptive", attack="pgd", eps=eps)
+            if adaptive:
+                text += f", and on the whole pipeline {percent(adaptive[0]['robust_accuracy'])}%"
+            sentences.append(text + ".")
+    attacked = [r["agreement"] for r in found if r["agreement"] is not None]
+    if attacked and diagnostics:
+        d = next(iter(diagnostics.values()))
+        share = d["reconstruction_spread"] / max(d["image_spread"], 1e-9)
+        sentences.append(
+            f"Over all cells the pipeline gives classifier-A's answer on at least "
+            f"{percent(min(attacked))}% of images: shown the slot of a deliberately wrong class, "
+            f"classifier-B names that class on {percent(d['follows_wrong_slot'])}%, and "
+            f"reconstructions of one class vary {percent(share)}% as much as its images do. "
+            + (
+                "The memory acts as a class template, so the defense is as robust as its selector "
+                "and no more."
+                if d["follows_wrong_slot"] > 0.9 and min(attacked) > 0.9
+                else "The memory passes some of the image on, so it can differ from its selector."
+            )
+        )
+    return " ".join(sentences)
+
+
+def title(dataset: Dataset) -> str:
+    """The report's heading; says so when the data are only the bundled digits."""
+    name = dataset.info.name
+    if name == "digits":
+        return "Memory Defense on digits, the small data set bundled with scikit-learn"
+    return f"Memory Defense on {name}"
+
+
+def write_report(
+    folder: pathlib.Path,
+    dataset: Dataset,
+    defenses: Mapping[str, MemoryDefense],
+    config: SweepConfig,
+    found: Sequence[Record],
+    diagnostics: Mapping[str, Mapping[str, float]],
+    heading: str,
+) -> pathlib.Path:
+    """Write `report.md` with its pictures into the run's folder.
+
+    Returns:
+      The report's path.
+    """
+    paragraph = in_words(found, diagnostics)
+    rows = table_rows(found)
+    lines = [
+        f"# {heading}",
+        "",
+        paragraph,
+        "",
+        f"Data: {dataset.info.name}, {dataset.info.source}; SHA-256 {dataset.info.fingerprint}.",
+        "Accuracies in percent on the deployed pipeline with 95% Wilson intervals; beside them "
+        "classifier-A's own on the same images and the share of images on which both answer alike. "
+        "CW has no budget: its accuracy is that on the images it returns, a failed search "
+        "returning the clean one. The paper's numbers come from another classifier-A.",
+        "",
+        _markdown_row(HEADER),
+        _markdown_row(["---"] * len(HEADER)),
+        *(_markdown_row(row) for row in rows),
+        "",
+        "## Is the memory a class template?",
+        "",
+        *_diagnostics_table(diagnostics),
+        "",
+        "## Pictures",
+        "",
+    ]
+    for record in _pictured(found):
+        name = f"{record['selector']}-{record['threat']}-{record['attack']}"
+        outcomes = records.read_outcomes(folder, record)
+        if outcomes is None:
+            continue
+        words = (
+            f"{record['selector']} selector, {record['attack'].upper()} "
+            f"{eps_name(record['eps'])}, threat model {record['threat']}"
+        )
+        split = evaluation_split(dataset.test, config.count)
+        png = pictures.attack_grid(
+            defenses[record["selector"]], split, outcomes, dataset.info.class_names, words
+        )
+        write_atomic(folder / "pictures" / f"{name}.png", png)
+        lines += [f"![{words}](pictures/{name}.png)", ""]
+    lines += ["## Provenance", "", "```json", json.dumps(_provenance(found), indent=2), "```", ""]
+    path = folder / "report.md"
+    write_atomic(path, "\n".join(lines))
+    return path
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _diagnostics_table(diagnostics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    words = {
+        "image_spread": "spread of a class's images (mean standard deviation of a pixel)",
+        "reconstruction_spread": "spread of their reconstructions",
+        "mse": "mean squared error of the reconstruction from the true slot",
+        "class_mean_mse": "the same of the class's mean training image",
+        "follows_wrong_slot": "share that classifier-B calls by the deliberately wrong slot shown",
+        "agreement": "share of clean images on which the pipeline answers as classifier-A",
+    }
+    rows = [_markdown_row(["", *diagnostics]), _markdown_row(["---"] * (len(diagnostics) + 1))]
+    for key, text in words.items():
+        rows.append(_markdown_row([text, *(f"{d[key]:.4g}" for d in diagnostics.values())]))
+    return rows
+
+
+def _pictured(found: Sequence[Record]) -> list[Record]:
+    """The strongest budgeted cell of each selector and threat model."""
+    chosen = []
+    for selector in dict.fromkeys(r["selector"] for r in sort_records(found)):
+        for threat in THREATS:
+            cells = select(found, selector=selector, threat=threat)
+            cells = [r for r in cells if r["eps"] is not None]
+            if cells:
+                chosen.append(max(cells, key=lambda r: (r["eps"], -r["robust_accuracy"])))
+    return chosen
+
+
+def _provenance(found: Sequence[Record]) -> dict[str, Any]:
+    first = found[0]
+    return {
+        "device": first["device"],
+        "versions": first["versions"],
+        "seed": first["seed"],
+        "attacks": {r["attack"]: r["settings"] for r in found if r["settings"]},
+    }

@@ -1,0 +1,88 @@
+"""Train a whole Memory Defense, or go on with one that was stopped.
+
+    python -m train.memory_defense --run runs/mine --dataset fashion_mnist --preset quick
+
+The quick preset takes about four minutes on two CPU cores. Any setting of the preset can be
+overridden (see --help), for example --config.stack.memory-rows 100. Then:
+
+    python -m eval.robustness --run runs/mine
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from typing import Literal
+
+import tyro
+
+from memdef_jax import console, data, defenses, training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What the settings start from.
+
+    Attributes:
+      dataset: digits, mnist, fashion_mnist, cifar10 or folder:PATH.
+      preset: quick (CPU minutes), paper (its settings, ResNet-50), robust (for a GPU).
+      data_dir: where prepared datasets live (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
+      raw_dir: a folder with the dataset's raw files.
+      image_size: resize the images to this many pixels, for a folder.
+    """
+
+    dataset: str = "fashion_mnist"
+    preset: str = "quick"
+    data_dir: str | None = None
+    raw_dir: str | None = None
+    image_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(Preset):
+    """Train a whole Memory Defense; the settings shown are those of the chosen preset.
+
+    Attributes:
+      run: folder of this run; the same command again goes on where it was stopped.
+      devices: how many to use; all by default.
+      backend: what spreads a step over them.
+      config: settings.
+    """
+
+    run: pathlib.Path
+    devices: int | None = None
+    backend: Literal["shard_map", "pmap"] = "shard_map"
+    config: tyro.conf.OmitSubcommandPrefixes[defenses.MemoryDefenseConfig]
+
+
+def main() -> None:
+    chosen, _ = tyro.cli(Preset, add_help=False, return_unknown_args=True)
+    dataset = None
+    shape, size = (28, 28, 1), 60_000
+    if not {"-h", "--help"} & set(sys.argv):
+        dataset = data.load(
+            chosen.dataset,
+            data_dir=chosen.data_dir,
+            raw_dir=chosen.raw_dir,
+            image_size=chosen.image_size,
+        )
+        shape, size = dataset.info.image_shape, len(dataset.train)
+    config = defenses.preset(chosen.preset, shape, size)
+    arguments = tyro.cli(
+        Arguments, default=Arguments(run=tyro.MISSING, config=config, **vars(chosen))
+    )
+    assert dataset is not None
+    defenses.fit(
+        arguments.config,
+        dataset,
+        arguments.run,
+        mesh=training.make_mesh(arguments.devices),
+        backend=arguments.backend,
+        reporter=console.ConsoleReporter(),
+    )
+    print(f"trained; now: python -m eval.robustness --run {arguments.run}")
+
+
+if __name__ == "__main__":
+    console.run(main)
