@@ -12,7 +12,6 @@ import pathlib
 
 import tyro
 
-from eval.robustness import show
 from memdef_jax import console, data, defenses
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation import SweepConfig
@@ -38,7 +37,7 @@ def main(run: pathlib.Path = pathlib.Path("runs/demo"), dataset: str = "fashion_
     # The paper's CW takes 1000 steps; a tenth with twice the rate finds nearly as small ones.
     count = min(500, len(loaded.test))
     sweep = SweepConfig(count=count, cw_steps=100, cw_learning_rate=1e-2)
-    show(evaluate_run(run, loaded, sweep, reporter))
+    console.show(evaluate_run(run, loaded, sweep, reporter))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,8 @@ import pathlib
 import tyro
 
 from memdef_jax import console
-from memdef_jax.evaluation import SweepConfig, report
-from memdef_jax.evaluation.program import Evaluation, evaluate_run, load_dataset
-
-
-def show(result: Evaluation) -> None:
-    """Print the table, the report's path and what the table shows."""
-    console.print_table(result.heading, report.HEADER, report.table_rows(result.records))
-    print(f"\nreport: {result.path}\n\n{result.words}")
+from memdef_jax.evaluation import SweepConfig
+from memdef_jax.evaluation.program import evaluate_run, load_dataset
 
 
 def main(
@@ -70,7 +64,7 @@ def main(
         seed=seed,
     )
     loaded = load_dataset(run, dataset, data_dir, raw_dir)
-    show(evaluate_run(run, loaded, config, console.ConsoleReporter()))
+    console.show(evaluate_run(run, loaded, config, console.ConsoleReporter()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 from rich.console import Console
@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from memdef_jax.checks import InputError
+from memdef_jax.evaluation import report
+from memdef_jax.evaluation.program import Evaluation
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -109,16 +111,17 @@ class ConsoleReporter:
             self._bar = None
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, numbers to the right."""
+def show(result: Evaluation) -> None:
+    """Print an evaluation's table, where its report is, and what it shows in words."""
     # Without a terminal the width is unknown, and a table cut to 80 columns cannot be read.
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    table = Table(title=title, title_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < 3 else "right", no_wrap=True)
-    for row in rows:
+    table = Table(title=result.heading, title_justify="left")
+    for index, name in enumerate(report.HEADER):
+        table.add_column(name, justify="left" if index < 3 else "right")
+    for row in report.table_rows(result.records):
         table.add_row(*row)
     console.print(table)
+    console.print(f"\nreport: {result.path}\n\n{result.words}", soft_wrap=True)
 
 
 def names(text: str) -> tuple[str, ...]:

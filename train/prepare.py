@@ -8,15 +8,13 @@ Fashion-MNIST about 7 s the first time, 1 s afterwards. Exits with 2 and one sen
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Annotated
 
 import numpy as np
 import tyro
 
-from memdef_jax import data
-from memdef_jax.checks import InputError
+from memdef_jax import console, data
 
 
 def main(
@@ -25,7 +23,7 @@ def main(
     raw_dir: str | None = None,
     verify: bool = False,
     download: bool = True,
-) -> int:
+) -> None:
     """Prepare and verify a dataset.
 
     Args:
@@ -36,16 +34,12 @@ def main(
       download: whether the network may be used.
     """
     start = time.perf_counter()
-    try:
-        if name.startswith("folder:"):
-            dataset = data.load(name)
-        else:
-            dataset = data.prepare(
-                name, data_dir=data_dir, raw_dir=raw_dir, download=download, verify=verify
-            )
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if name.startswith("folder:"):
+        dataset = data.load(name)
+    else:
+        dataset = data.prepare(
+            name, data_dir=data_dir, raw_dir=raw_dir, download=download, verify=verify
+        )
     info = dataset.info
     print(f"{info.name}: {info.source}")
     print(f"images      {'x'.join(map(str, info.image_shape))} uint8")
@@ -56,8 +50,7 @@ def main(
             print(f"  {label:<16} {count}")
     print(f"fingerprint {info.fingerprint}")
     print(f"seconds     {time.perf_counter() - start:.1f}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    console.run(lambda: tyro.cli(main))
