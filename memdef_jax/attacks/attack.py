@@ -58,6 +58,14 @@ class Attack:
         """Whether the attack draws random numbers and so needs a key."""
         return False
 
+    @property
+    def core(self) -> Attack:
+        """Whose `init`, `step` and `finish` are compiled.
+
+        Attacks that differ only in how often they step return equal cores and share programs.
+        """
+        return self
+
     def init(self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any) -> State:
         """First state of a batch; keys [B] are None when the attack is not `random`."""
         raise NotImplementedError

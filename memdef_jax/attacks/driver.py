@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # of an ordinary convolution up to ten times slower inside a loop than in the entry computation.
 CHUNK = 8
 # Batches are packed into powers of two: at most this many smaller sizes, none below the floor.
-SMALLER_SIZES = 5
-SMALLEST = 8
+SMALLER_SIZES = 3
+SMALLEST = 16
 
 
 def under_trace(fn: LogitsFunction, *trees: Any) -> bool:
@@ -55,6 +55,7 @@ def whole_loop(
 ) -> Result:
     """The attack as one lax loop (two, nested, with restarts), for use under a trace."""
     attack, fn, x, y, keys = jax.lax.stop_gradient((attack, fn, x, y, keys))
+    core = attack.core
 
     def go_on(carry: tuple[jax.Array, State]) -> jax.Array:
         taken, state = carry
@@ -62,15 +63,15 @@ def whole_loop(
 
     def one_step(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         taken, state = carry
-        return taken + 1, _advance(attack, fn, state)
+        return taken + 1, _advance(core, fn, state)
 
     def one_run(restart: int | jax.Array, best: State) -> State:
-        state = _begin(attack, fn, best, keys, restart)
+        state = _begin(core, fn, best, keys, restart)
         if attack.num_steps == 1:
-            state = _advance(attack, fn, state)
+            state = _advance(core, fn, state)
         else:
             _, state = jax.lax.while_loop(go_on, one_step, (jnp.int32(0), state))
-        return _keep(attack.settles, best, _end(attack, fn, state))
+        return _keep(attack.settles, best, _end(core, fn, state))
 
     best = State.blank(x, y)
     if attack.repeats == 1:
@@ -112,10 +113,11 @@ def _one_run(
     """One run from one start over the samples of `best` that are not done."""
     everyone = np.arange(sizes[0])
     kept = everyone[_pack(np.asarray(best.done), sizes)]
-    here, packed_fn, packed_best = attack, fn, best
+    core = attack.core
+    here, packed_fn, packed_best = core, fn, best
     if len(kept) < sizes[0]:
         packed_best, keys = _rows((best, keys), kept)
-        here, packed_fn = _attack_rows(attack, kept), fn.take(kept)
+        here, packed_fn = _attack_rows(core, kept), fn.take(kept)
     state = _begin_compiled(here, packed_fn, packed_best, keys, restart)
     taken = 0
     while True:
@@ -127,7 +129,7 @@ def _one_run(
         if len(order) < len(kept):
             best = _store(attack, best, state, kept)
             state, kept = _rows(state, order), kept[order]
-            here, packed_fn = _attack_rows(attack, kept), fn.take(kept)
+            here, packed_fn = _attack_rows(core, kept), fn.take(kept)
         steps = min(taken + 1, chunk, attack.num_steps - taken)
         if chunk == 1:
             state = _advance_compiled(here, packed_fn, state)

@@ -20,33 +20,21 @@ from memdef_jax.attacks.state import State
 from memdef_jax.checks import InputError, check_eps
 
 
-class _ProjectedGradient(Attack):
-    """What the three share. They differ in step size, number of steps and start."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _Climb(Attack):
+    """The pieces that all of them run, and so compile once."""
 
     eps: Number
-    loss: str
-    targeted: bool
-    early_stop: bool
-
-    @property
-    def rate(self) -> Number:
-        """Step size [B]."""
-        raise NotImplementedError
-
-    @property
-    def settles(self) -> bool:
-        return self.early_stop
-
-    def check(self) -> None:
-        if self.norm == "linf":
-            check_eps(self.eps)
-        else:
-            check_number("eps", self.eps)
-        check_number("step_size", self.rate)
+    rate: Number  # step size
+    norm: str = static("linf")
+    loss: str = static("cross_entropy")
+    targeted: bool = static(False)
+    early_stop: bool = static(True)
 
     def init(self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any) -> State:
         state = State.blank(x, y)
-        if not self.random:
+        if keys is None:
             return state
         if self.early_stop:
             state = self._judge(fn, state)
@@ -86,6 +74,42 @@ class _ProjectedGradient(Attack):
             score = jnp.where(hit, jnp.inf, score)
         nan = state.nan | objectives.has_nan(logits)
         return replace(state.count(1, 0), success=hit, score=score, nan=nan)
+
+
+class _ProjectedGradient(Attack):
+    """What the three share. They differ in step size, number of steps and start."""
+
+    eps: Number
+    loss: str
+    targeted: bool
+    early_stop: bool
+
+    @property
+    def rate(self) -> Number:
+        """Step size [B]."""
+        raise NotImplementedError
+
+    @property
+    def settles(self) -> bool:
+        return self.early_stop
+
+    @property
+    def core(self) -> Attack:
+        return _Climb(
+            eps=self.eps,
+            rate=self.rate,
+            norm=self.norm,
+            loss=self.loss,
+            targeted=self.targeted,
+            early_stop=self.early_stop,
+        )
+
+    def check(self) -> None:
+        if self.norm == "linf":
+            check_eps(self.eps)
+        else:
+            check_number("eps", self.eps)
+        check_number("step_size", self.rate)
 
 
 @jax.tree_util.register_dataclass

@@ -21,7 +21,7 @@ from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Up to so many inputs an output pixel, patches and a matrix product are faster on a CPU.
-_PATCH_LIMIT = 160
+_PATCH_LIMIT = 30
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -98,7 +98,12 @@ _cpu_transposed.defvjp(_cpu_transposed_fwd, _cpu_transposed_bwd)
 
 
 def _patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Unpadded convolution as gathered patches times a matrix."""
+    """Unpadded convolution as gathered patches times a matrix.
+
+    The barriers keep XLA from fusing the gathers with what is around them, which would compute
+    that once for each patch and take long to compile.
+    """
+    x = lax.optimization_barrier(x)
     h, w = kernel.shape[:2]
     rows = (x.shape[1] - h) // stride + 1
     cols = (x.shape[2] - w) // stride + 1
@@ -107,7 +112,8 @@ def _patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         for i in range(h)
         for j in range(w)
     ]
-    return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[3])
+    y = jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[3])
+    return lax.optimization_barrier(y)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
