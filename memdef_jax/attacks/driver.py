@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CHUNK = 8
 # Batches are packed into powers of two: at most this many smaller sizes, none below the floor.
 SMALLER_SIZES = 3
-SMALLEST = 16
+SMALLEST = 8
 
 
 def under_trace(fn: LogitsFunction, *trees: Any) -> bool:

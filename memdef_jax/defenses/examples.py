@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +10,10 @@ import numpy as np
 
 from memdef_jax.attacks import PGD
 from memdef_jax.attacks.logits import Logits
+from memdef_jax.checks import InputError
 from memdef_jax.data import Split, to_float
-from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter
+from memdef_jax.training.checkpoints import read_tree, write_tree
 
 PART = 1000
 
@@ -47,7 +46,7 @@ def adversarial_examples(
       InputError: when the folder cannot be written.
     """
     starts = list(range(0, len(split), PART))
-    parts = {start: folder / f"part_{start // PART:05d}.npz" for start in starts}
+    parts = {start: folder / f"part_{start // PART:05d}" for start in starts}
     found = {start: _read(parts[start], split[start : start + PART]) for start in starts}
     missing = [start for start in starts if found[start] is None]
     reporter.start("adversarial examples", len(starts) - len(missing), len(starts), PART)
@@ -58,9 +57,7 @@ def adversarial_examples(
         x = to_float(jnp.asarray(part.images))
         result = attack.run(logits_fn, x, jnp.asarray(part.labels), key=keys)
         images, success = np.asarray(result.images), np.asarray(result.success)
-        buffer = io.BytesIO()
-        np.savez(buffer, images=images, success=success)
-        write_atomic(parts[start], buffer.getvalue())
+        write_tree(parts[start], {"images": images, "success": success})
         found[start] = images, success
         reporter.update(count, {"success_rate": float(success.mean())})
     whole = [pair for pair in found.values() if pair is not None]
@@ -69,10 +66,12 @@ def adversarial_examples(
 
 def _read(path: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray] | None:
     """A stored part, None where it is absent or damaged."""
+    like = {
+        "images": jax.ShapeDtypeStruct(part.images.shape, np.float32),
+        "success": jax.ShapeDtypeStruct(part.labels.shape, np.bool_),
+    }
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            images, success = stored["images"], stored["success"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        stored = read_tree(path, like)
+    except InputError:
         return None
-    fits = images.shape == part.images.shape and images.dtype == np.float32
-    return (images, success) if fits and success.shape == part.labels.shape else None
+    return np.asarray(stored["images"]), np.asarray(stored["success"])

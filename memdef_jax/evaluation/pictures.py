@@ -47,33 +47,43 @@ def attack_grid(
     )
     delta = shown - clean
     scale = 0.5 / max(float(np.abs(delta).max()), 1e-6)
-    columns = [
-        ("clean", clean, lambda i: class_names[labels[i]], lambda i: True),
+    named = [class_names[label] for label in labels]
+    everywhere = np.ones(count, bool)
+    columns: list[tuple[str, np.ndarray, list[str], np.ndarray]] = [
+        ("clean", clean, named, everywhere),
         (
             "rebuilt",
             rebuilt_clean,
-            lambda i: f"{class_names[answers[0][i]]} (slot {class_names[slots[0][i]]})",
-            lambda i: answers[0][i] == labels[i],
+            [
+                f"{class_names[answer]} (slot {class_names[slot]})"
+                for answer, slot in zip(answers[0], slots[0])
+            ],
+            answers[0] == labels,
         ),
-        ("adversarial", shown, lambda i: f"slot {class_names[slots[1][i]]}", lambda i: True),
+        (
+            "adversarial",
+            shown,
+            [f"slot {class_names[slot]}" for slot in slots[1]],
+            slots[1] == labels,
+        ),
         (
             f"perturbation x{scale:.0f}",
             0.5 + scale * delta,
-            lambda i: f"max {np.abs(delta[i]).max():.3f}",
-            lambda i: True,
+            [f"max {np.abs(change).max():.3f}" for change in delta],
+            everywhere,
         ),
         (
             "rebuilt, chosen slot",
             rebuilt,
-            lambda i: class_names[answers[1][i]],
-            lambda i: answers[1][i] == labels[i],
+            [class_names[answer] for answer in answers[1]],
+            answers[1] == labels,
         ),
-        ("rebuilt, true slot", from_true, lambda i: class_names[labels[i]], lambda i: True),
+        ("rebuilt, true slot", from_true, named, everywhere),
     ]
     figure = Figure(figsize=(1.75 * len(columns), 1.75 * count + 0.7), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, len(columns), squeeze=False)
-    for column, (name, images, caption, right) in enumerate(columns):
+    for column, (name, images, captions, right) in enumerate(columns):
         axes[0][column].set_title(name, fontsize=9)
         for row in range(count):
             axis = axes[row][column]
@@ -82,7 +92,7 @@ def attack_grid(
             axis.imshow(picture, "gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_xlabel(caption(row), fontsize=7, color="black" if right(row) else "#b00020")
+            axis.set_xlabel(captions[row], fontsize=7, color="black" if right[row] else "#b00020")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
