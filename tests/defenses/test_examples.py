@@ -1,0 +1,95 @@
+"""Stored adversarial examples: reused where whole, made again where not."""
+
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memdef_jax import data
+from memdef_jax.attacks import PGD
+from memdef_jax.checks import InputError
+from memdef_jax.defenses import examples
+from memdef_jax.training import Silent
+
+ATTACK = PGD(eps=0.3, step_size=0.2, steps=2, early_stop=False)
+
+
+class Counting(Silent):
+    def __init__(self):
+        self.started, self.made = [], 0
+
+    def start(self, stage, done, total, items_per_step):
+        self.started.append((done, total))
+
+    def update(self, step, metrics):
+        self.made += 1
+
+
+@pytest.fixture(autouse=True)
+def parts_of_four(monkeypatch):
+    monkeypatch.setattr(examples, "PART", 4)
+
+
+@pytest.fixture
+def split():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (10, 3, 3, 1), dtype=np.uint8)
+    return data.Split(images, rng.integers(0, 3, 10).astype(np.int32))
+
+
+@pytest.fixture
+def model():
+    weights = jnp.float32(np.random.default_rng(1).normal(size=(9, 3)))
+    return jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+
+
+def make(model, split, folder, reporter=None, key=0):
+    return examples.adversarial_examples(
+        ATTACK, model, split, jax.random.key(key), folder, reporter or Silent()
+    )
+
+
+def test_the_parts_together_are_one_attack_on_the_whole_split(model, split, tmp_path):
+    images, success = make(model, split, tmp_path)
+    x, y = jnp.asarray(data.to_float(split.images)), jnp.asarray(split.labels)
+    whole = ATTACK.run(model, x, y, key=jax.random.key(0))
+    np.testing.assert_allclose(images, whole.images, atol=1e-6)
+    np.testing.assert_array_equal(success, np.asarray(model(images)).argmax(1) != split.labels)
+    assert images.dtype == np.float32
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"part_{i:05d}" for i in range(3)]
+
+
+def test_stored_parts_are_reused_and_only_missing_or_damaged_ones_made(model, split, tmp_path):
+    first = make(model, split, tmp_path)
+    parts = sorted(tmp_path.iterdir())
+    shutil.rmtree(parts[0])
+    victim = max((parts[2] / "tree" / "d").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-1])
+    untouched = os.stat(parts[1]).st_mtime_ns
+    reporter = Counting()
+    second = make(model, split, tmp_path, reporter)
+    assert (reporter.started, reporter.made) == ([(1, 3)], 2)
+    assert os.stat(parts[1]).st_mtime_ns == untouched
+    for a, b in zip(first, second):
+        assert a.tobytes() == b.tobytes()
+    reporter = Counting()
+    make(model, split, tmp_path, reporter)
+    assert (reporter.started, reporter.made) == ([(3, 3)], 0)
+
+
+def test_parts_of_another_split_are_made_again(model, split, tmp_path):
+    make(model, split, tmp_path)
+    shorter = split[:9]
+    reporter = Counting()
+    images, _ = make(model, shorter, tmp_path, reporter)
+    assert (reporter.started, reporter.made) == ([(2, 3)], 1)
+    assert len(images) == 9
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(model, split, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        make(model, split, tmp_path / "file")
