@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import PGD, balls, objectives
-from memdef_jax.nn import Bound, SmallCNN
+from memdef_jax.attacks.logits import Logits
+from memdef_jax.defenses import MemoryDefense, MemoryDefenseSpec
+from memdef_jax.nn import Bound, ResNet18, SmallCNN
 from memdef_jax.nn.layers import Conv
 
 EPS, STEP_SIZE = 25 / 255, 0.0075
@@ -79,12 +81,12 @@ def python_loop(steps: int) -> Callable[..., jax.Array]:
         return jnp.clip(x + jax.random.uniform(key, x.shape, minval=-eps, maxval=eps), 0.0, 1.0)
 
     @jax.jit
-    def step(model: Bound, x: jax.Array, y: jax.Array, image: jax.Array) -> jax.Array:
+    def step(model: Logits, x: jax.Array, y: jax.Array, image: jax.Array) -> jax.Array:
         _, _, gradient = objectives.gain_and_gradient(model, "cross_entropy", image, y, False)
         moved = image + STEP_SIZE * balls.ascent(gradient, "linf")
         return jnp.clip(x + jnp.clip(moved - x, -eps, eps), 0.0, 1.0)
 
-    def attack(model: Bound, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+    def attack(model: Logits, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         image = start(x, key)
         for _ in range(steps):
             image = step(model, x, y, image)
@@ -93,7 +95,7 @@ def python_loop(steps: int) -> Callable[..., jax.Array]:
     return attack
 
 
-def compare(model: Bound, x: jax.Array, y: jax.Array, steps: int, repeats: int) -> list[float]:
+def compare(model: Logits, x: jax.Array, y: jax.Array, steps: int, repeats: int) -> list[float]:
     """Seconds of [whole loop, Python loop, eager], the best of the repeats, run in turn."""
     runs = [partial(make(steps), model, x, y) for make in (whole_loop, python_loop, eager)]
     best = [float("inf")] * len(runs)
@@ -122,18 +124,30 @@ def main() -> None:
         f"{options.repeats}, {device.platform} ({device.device_kind}), "
         f"jax {jax.__version__}, flax {flax.__version__}\n"
     )
-    print(f"{'model':<30}{'whole loop s':>14}{'python loop s':>15}{'ratio':>8}{'eager s':>10}")
-    modules = {
-        "SmallCNN, library Conv": SmallCNN(10),
-        "SmallCNN, nn.Conv": SmallPlainCNN(10),
-        "32-channel CNN, library Conv": WideCNN(10, plain=False),
-        "32-channel CNN, nn.Conv": WideCNN(10, plain=True),
+    print(f"{'model':<34}{'whole loop s':>14}{'python loop s':>15}{'ratio':>8}{'eager s':>10}")
+    spec = MemoryDefenseSpec(image_shape=(28, 28, 1), classes=10)
+    defense = MemoryDefense(
+        spec, {"selector": spec.init_selector(key), "stack": spec.init_stack(key)}
+    )
+    surfaces = defense.surfaces(x, y)
+
+    def bound(module: nn.Module) -> Bound:
+        return Bound(module, jax.jit(module.init)(key, x[:1]))
+
+    models: dict[str, Logits] = {
+        "SmallCNN": bound(SmallCNN(10)),
+        "Memory Defense, frozen mask": surfaces["frozen_mask"],
+        "Memory Defense, soft mask": surfaces["soft_mask"],
+        "32-channel CNN, library Conv": bound(WideCNN(10, plain=False)),
+        "ResNet-18, a tenth of the steps": bound(ResNet18(10)),
+        "for contrast: SmallCNN, nn.Conv": bound(SmallPlainCNN(10)),
+        "for contrast: 32-channel, nn.Conv": bound(WideCNN(10, plain=True)),
     }
-    for name, module in modules.items():
-        model = Bound(module, module.init(key, x[:1]))
-        whole, python, chunks = compare(model, x, y, options.steps, options.repeats)
+    for name, model in models.items():
+        steps = max(1, options.steps // 10) if "ResNet" in name else options.steps
+        whole, python, chunks = compare(model, x, y, steps, options.repeats)
         ratio = whole / python
-        print(f"{name:<30}{whole:>14.3f}{python:>15.3f}{ratio:>8.2f}{chunks:>10.3f}", flush=True)
+        print(f"{name:<34}{whole:>14.3f}{python:>15.3f}{ratio:>8.2f}{chunks:>10.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 # Steps a dispatch on accelerators. On a CPU it is one, because XLA's CPU backend runs the gradient
 # of an ordinary convolution up to ten times slower inside a loop than in the entry computation.
 CHUNK = 8
-# Batches are packed into powers of two: at most this many smaller sizes, none below the floor.
+# Smaller batches are powers of two, each at most a quarter of the one before, so that there are few
+# programs to compile; at most this many, none below the floor.
 SMALLER_SIZES = 3
 SMALLEST = 8
 
@@ -46,8 +47,10 @@ def classes(fn: LogitsFunction, x: jax.Array) -> int:
 
 def packing_sizes(batch: int) -> tuple[int, ...]:
     """The batch sizes, largest first, that an eager run over `batch` samples may compile for."""
-    powers = [2**k for k in range(batch.bit_length(), 0, -1) if SMALLEST <= 2**k < batch]
-    return (batch, *powers[:SMALLER_SIZES])
+    sizes = [batch]
+    while len(sizes) <= SMALLER_SIZES and sizes[-1] // 4 >= SMALLEST:
+        sizes.append(2 ** ((sizes[-1] // 4).bit_length() - 1))
+    return tuple(sizes)
 
 
 def whole_loop(

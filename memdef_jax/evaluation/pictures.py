@@ -5,12 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from memdef_jax.data import Split, to_float
 from memdef_jax.defenses import MemoryDefense
+
+
+@jax.jit
+def _look(defense: MemoryDefense, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    """Chosen slot, answer, what is rebuilt from the chosen slot and from the true one."""
+    slot = defense.select(x)
+    rebuilt = defense.reconstruct(x, slot)
+    answer = jnp.argmax(defense.classify(rebuilt), axis=-1)
+    return slot, answer, rebuilt, defense.reconstruct(x, labels)
 
 
 def attack_grid(
@@ -36,15 +46,10 @@ def attack_grid(
     count = len(shown)
     clean = np.asarray(to_float(split.images[:count]))
     labels = split.labels[:count]
-    x, adversarial = jnp.asarray(clean), jnp.asarray(shown)
-    slots = np.asarray(defense.select(x)), np.asarray(defense.select(adversarial))
-    rebuilt_clean = np.asarray(defense.reconstruct(x))
-    rebuilt = np.asarray(defense.reconstruct(adversarial))
-    from_true = np.asarray(defense.reconstruct(adversarial, jnp.asarray(labels)))
-    answers = (
-        np.asarray(defense(x)).argmax(-1),
-        np.asarray(defense(adversarial)).argmax(-1),
-    )
+    looked = _look(defense, jnp.asarray(clean), jnp.asarray(labels))
+    slot, answer, rebuilt, _ = (np.asarray(array) for array in looked)
+    looked = _look(defense, jnp.asarray(shown), jnp.asarray(labels))
+    slot_adv, answer_adv, rebuilt_adv, from_true = (np.asarray(array) for array in looked)
     delta = shown - clean
     scale = 0.5 / max(float(np.abs(delta).max()), 1e-6)
     named = [class_names[label] for label in labels]
@@ -53,18 +58,18 @@ def attack_grid(
         ("clean", clean, named, everywhere),
         (
             "rebuilt",
-            rebuilt_clean,
+            rebuilt,
             [
-                f"{class_names[answer]} (slot {class_names[slot]})"
-                for answer, slot in zip(answers[0], slots[0])
+                f"{class_names[said]} (slot {class_names[chosen]})"
+                for said, chosen in zip(answer, slot)
             ],
-            answers[0] == labels,
+            answer == labels,
         ),
         (
             "adversarial",
             shown,
-            [f"slot {class_names[slot]}" for slot in slots[1]],
-            slots[1] == labels,
+            [f"slot {class_names[chosen]}" for chosen in slot_adv],
+            slot_adv == labels,
         ),
         (
             f"perturbation x{scale:.0f}",
@@ -74,9 +79,9 @@ def attack_grid(
         ),
         (
             "rebuilt, chosen slot",
-            rebuilt,
-            [class_names[answer] for answer in answers[1]],
-            answers[1] == labels,
+            rebuilt_adv,
+            [class_names[said] for said in answer_adv],
+            answer_adv == labels,
         ),
         ("rebuilt, true slot", from_true, named, everywhere),
     ]
@@ -92,7 +97,9 @@ def attack_grid(
             axis.imshow(picture, "gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_xlabel(captions[row], fontsize=7, color="black" if right[row] else "#b00020")
+            color = "black" if right[row] else "#b00020"
+            # A class may be named with dollars, which would otherwise start a formula.
+            axis.set_xlabel(captions[row], fontsize=7, color=color, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -119,8 +119,8 @@ def test_other_numbers_weights_and_keys_compile_nothing(mlp_problem, linear, nam
 
 
 def test_packing_sizes_are_few():
-    assert driver.packing_sizes(128) == (128, 64, 32, 16)
-    assert driver.packing_sizes(1000) == (1000, 512, 256, 128)
+    assert driver.packing_sizes(128) == (128, 32, 8)
+    assert driver.packing_sizes(1000) == (1000, 128, 32, 8)
     assert driver.packing_sizes(5) == (5,)
 
 
