@@ -20,7 +20,6 @@ from memdef_jax.defenses import (
     load_run,
     memory_training,
 )
-from memdef_jax.training import TrainingDiverged
 
 PROGRAM = pathlib.Path(__file__).with_name("fit_run.py")
 ROOT = PROGRAM.parents[2]
@@ -194,13 +193,19 @@ def test_too_little_space_is_noticed_before_any_work(digits, tmp_path, monkeypat
         fit(TINY, digits, tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_a_threshold_that_empties_the_slots_stops_the_training_at_its_first_step(
-    digits, tmp_path, monkeypatch
-):
+def test_the_stack_is_trained_under_the_guard_against_empty_slots(digits, tmp_path, monkeypatch):
+    class Caught(Exception):
+        pass
+
+    def catch(stage, *arguments):
+        sentence = stage.guard({"active_rows_min": 0.0, "largest_safe_threshold": 0.05})
+        raise Caught(stage.name, sentence)
+
     monkeypatch.setattr(memory_training._Trainer, "benign_selector", lambda self: {})
-    config = replaced(stack={"shrink_threshold": 2 / 20})
-    with pytest.raises(
-        TrainingDiverged, match=r"stack, step 1: shrink threshold 0\.1 .* or less would have kept"
-    ):
-        fit(config, digits, tmp_path)
+    monkeypatch.setattr(memory_training, "train", catch)
+    with pytest.raises(Caught) as caught:
+        fit(replaced(stack={"shrink_threshold": 2 / 20}), digits, tmp_path)
+    name, sentence = caught.value.args
+    assert name == "stack"
+    assert "shrink threshold 0.1 leaves" in sentence
+    assert "0.0495 or less" in sentence
