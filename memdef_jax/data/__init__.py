@@ -25,6 +25,7 @@ from memdef_jax.data.dataset import (
     DatasetInfo,
     Split,
     fingerprint,
+    subset,
     to_float,
     validation_split,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "random_erasing",
     "random_flip",
     "steps_per_epoch",
+    "subset",
     "to_float",
     "train_batch",
     "validation_split",

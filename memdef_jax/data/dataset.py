@@ -57,6 +57,22 @@ class Split:
         return self[:n]
 
 
+def subset(split: Split, n: int | None) -> Split:
+    """The first n samples, all for None; a fair part of them.
+
+    Where the samples come class by class, as a folder's do, n are drawn with a fixed seed instead.
+
+    Raises:
+      InputError: when n is below 1 or above the size of the split.
+    """
+    if n is None or n == len(split):
+        return split
+    if np.all(np.diff(split.labels) >= 0):
+        split.take(n)  # refuses what does not fit
+        return split[shuffled(len(split), 0, 0)[:n]]
+    return split.take(n)
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What a dataset is.

@@ -50,7 +50,7 @@ class MemoryDefenseConfig:
       selector: classifier-A.
       stack: encoder, memory, decoder and classifier-B.
       seed: of everything random.
-      train_size: use only so many training images, the first ones; None for all.
+      train_size: use only so many training images, see `data.subset`; None for all.
       save_every: steps between checkpoints.
     """
 
@@ -114,7 +114,7 @@ def fit(
     mesh = mesh or make_mesh()
     reporter = reporter or Silent()
     spec = config.spec(dataset.info.image_shape, len(dataset.info.class_names))
-    split = dataset.train if config.train_size is None else dataset.train.take(config.train_size)
+    split = data.subset(dataset.train, config.train_size)
     for size in {config.selector.batch_size, config.stack.batch_size}:
         check_batch(size, mesh)
         data.steps_per_epoch(len(split), size)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdef_jax.checks import InputError, check_images
-from memdef_jax.data import Split, fingerprint, to_float, validation_split
+from memdef_jax.data import Split, fingerprint, subset, to_float, validation_split
 from memdef_jax.data.dataset import make_dataset, shuffled, unordered_digest
 
 
@@ -21,6 +21,22 @@ def make_split(size: int, seed: int = 0) -> Split:
 
 def make(train: int, test: int):
     return make_dataset("made", ("a", "b"), make_split(train), make_split(test, 1), "a test")
+
+
+def test_a_subset_is_the_first_samples_unless_they_come_class_by_class():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, 2, 2, 1), np.uint8)
+    mixed = Split(images, rng.permutation(np.repeat(np.arange(4, dtype=np.int32), 25)))
+    np.testing.assert_array_equal(subset(mixed, 10).images, images[:10])
+    assert subset(mixed, None) is mixed
+    by_class = Split(images, np.repeat(np.arange(4, dtype=np.int32), 25))
+    drawn = subset(by_class, 40)
+    assert len(np.unique(drawn.images.reshape(40, -1), axis=0)) == 40
+    # Each class has 10 expected of 25; fewer than 2 happens once in 10,000 draws.
+    assert np.bincount(drawn.labels).min() >= 2
+    np.testing.assert_array_equal(subset(by_class, 40).labels, drawn.labels)
+    with pytest.raises(InputError, match="ask 1 to 100"):
+        subset(by_class, 101)
 
 
 def test_split_slices_and_takes():
