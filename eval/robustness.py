@@ -13,6 +13,7 @@ import pathlib
 import tyro
 
 from memdef_jax import console
+from memdef_jax.defenses import load_run
 from memdef_jax.evaluation import SweepConfig
 from memdef_jax.evaluation.program import evaluate_run, load_dataset
 
@@ -63,8 +64,9 @@ def main(
         batch_size=batch_size,
         seed=seed,
     )
-    loaded = load_dataset(run, dataset, data_dir, raw_dir)
-    console.show(evaluate_run(run, loaded, config, console.ConsoleReporter()))
+    defenses = load_run(run)
+    loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
+    console.show(evaluate_run(run, defenses, loaded, config, console.ConsoleReporter()))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ def run(program: Callable[[], None]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "memdef_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        program()
+        try:
+            program()
+        finally:  # before anything is printed below a live bar
+            for reporter in tuple(_LIVE):
+                reporter.close()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -42,11 +46,14 @@ def run(program: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
+_LIVE: set[ConsoleReporter] = set()  # reporters with a bar on the terminal
+
+
 class ConsoleReporter:
     """A `training.Reporter`: a live bar on a terminal, plain lines in a log."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or _console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._stage, self._first, self._total, self._items = "", 0, 0, 0
@@ -64,7 +71,7 @@ class ConsoleReporter:
             self._console.print(f"{stage}: continuing at {done} of {total}")
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
@@ -72,6 +79,7 @@ class ConsoleReporter:
                 TextColumn("{task.fields[metrics]}"),
                 console=self._console,
             )
+            _LIVE.add(self)
             self._bar.start()
             self._task = self._bar.add_task(stage, completed=done, total=total, rate="", metrics="")
 
@@ -109,12 +117,18 @@ class ConsoleReporter:
         if self._bar:
             self._bar.stop()
             self._bar = None
+            _LIVE.discard(self)
+
+
+def _console(width: int | None = None) -> Console:
+    # Paths and class names are shown as they are, even where they look like markup or emoji.
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def show(result: Evaluation) -> None:
     """Print an evaluation's table, where its report is, and what it shows in words."""
     # Without a terminal the width is unknown, and a table cut to 80 columns cannot be read.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = _console(None if sys.stdout.isatty() else 160)
     table = Table(title=result.heading, title_justify="left")
     for index, name in enumerate(report.HEADER):
         table.add_column(name, justify="left" if index < 3 else "right")

@@ -3,9 +3,7 @@
     python -m train.memory_defense --run runs/mine --dataset fashion_mnist --preset quick
 
 The quick preset takes about four minutes on two CPU cores. Any setting of the preset can be
-overridden (see --help), for example --config.stack.memory-rows 100. Then:
-
-    python -m eval.robustness --run runs/mine
+overridden (see --help), for example --config.stack.memory-rows 100.
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ class Arguments(Preset):
 
 def main() -> None:
     chosen, _ = tyro.cli(Preset, add_help=False, return_unknown_args=True)
-    dataset = None
-    shape, size = (28, 28, 1), 60_000
+    shape = (32, 32, 3) if chosen.dataset == "cifar10" else (28, 28, 1)
+    config = defenses.preset(chosen.preset, shape)  # before any data: the name may be unknown
     if not {"-h", "--help"} & set(sys.argv):
         dataset = data.load(
             chosen.dataset,
@@ -67,19 +65,13 @@ def main() -> None:
             raw_dir=chosen.raw_dir,
             image_size=chosen.image_size,
         )
-        shape, size = dataset.info.image_shape, len(dataset.train)
-    config = defenses.preset(chosen.preset, shape, size)
-    arguments = tyro.cli(
-        Arguments, default=Arguments(run=tyro.MISSING, config=config, **vars(chosen))
-    )
-    assert dataset is not None
+        config = defenses.preset(chosen.preset, dataset.info.image_shape, len(dataset.train))
+    start = Arguments(run=tyro.MISSING, config=config, **vars(chosen))
+    arguments = tyro.cli(Arguments, default=start)
+    mesh, backend = training.make_mesh(arguments.devices), arguments.backend
+    reporter = console.ConsoleReporter()
     defenses.fit(
-        arguments.config,
-        dataset,
-        arguments.run,
-        mesh=training.make_mesh(arguments.devices),
-        backend=arguments.backend,
-        reporter=console.ConsoleReporter(),
+        arguments.config, dataset, arguments.run, mesh=mesh, backend=backend, reporter=reporter
     )
     print(f"trained; now: python -m eval.robustness --run {arguments.run}")
 

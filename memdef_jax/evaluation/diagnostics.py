@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax.data import Split, to_float
+from memdef_jax.data import Split, eval_batches, to_float
 from memdef_jax.defenses import MemoryDefense
 from memdef_jax.nn.losses import reconstruction_error
 
@@ -51,11 +51,11 @@ def template_diagnostics(
     shift = np.random.default_rng(seed).integers(1, classes, len(test))
     wrong = ((test.labels + shift) % classes).astype(np.int32)
     parts = []
-    for start in range(0, len(test), _BATCH):
-        part = test[start : start + _BATCH]
-        x = to_float(jnp.asarray(part.images))
-        built = _rebuild(defense, x, jnp.asarray(part.labels), wrong[start : start + _BATCH])
-        parts.append([np.asarray(array) for array in built])
+    size = min(_BATCH, len(test))
+    for batch, other in zip(eval_batches(test, size), eval_batches((wrong, wrong), size)):
+        x = to_float(jnp.asarray(batch.images))
+        built = _rebuild(defense, x, jnp.asarray(batch.labels), jnp.asarray(other.labels))
+        parts.append([np.asarray(array)[batch.valid] for array in built])
     own, mse, follows, agrees = (np.concatenate(arrays) for arrays in zip(*parts))
     images = np.asarray(to_float(test.images))
     return {

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
-from memdef_jax.defenses import load_run
+from memdef_jax.defenses import MemoryDefense
 from memdef_jax.evaluation import report
 from memdef_jax.evaluation.diagnostics import template_diagnostics
 from memdef_jax.evaluation.records import Record
-from memdef_jax.evaluation.robustness import SweepConfig, evaluation_split, sweep
+from memdef_jax.evaluation.robustness import SweepConfig, sweep
 from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter
 from memdef_jax.training.run import read_run
@@ -39,6 +39,7 @@ class Evaluation:
 
 def load_dataset(
     folder: pathlib.Path,
+    defenses: Mapping[str, MemoryDefense],
     name: str | None = None,
     data_dir: str | None = None,
     raw_dir: str | None = None,
@@ -47,6 +48,7 @@ def load_dataset(
 
     Args:
       folder: the run's.
+      defenses: the run's; images are resized to what they take.
       name: where it is, for a folder of images whose path the run does not keep.
       data_dir, raw_dir: as for `data.load`.
 
@@ -54,7 +56,10 @@ def load_dataset(
       InputError: when it cannot be had or is not the one.
     """
     run = read_run(folder)
-    dataset = data.load(name or run["dataset"], data_dir=data_dir, raw_dir=raw_dir)
+    height, width, _ = next(iter(defenses.values())).spec.image_shape
+    dataset = data.load(
+        name or run["dataset"], data_dir=data_dir, raw_dir=raw_dir, image_size=(height, width)
+    )
     if dataset.info.fingerprint != run["fingerprint"]:
         raise InputError(
             f"{folder} was trained on {run['dataset']} with fingerprint {run['fingerprint'][:12]} "
@@ -65,21 +70,33 @@ def load_dataset(
 
 
 def evaluate_run(
-    folder: pathlib.Path, dataset: Dataset, config: SweepConfig, reporter: Reporter
+    folder: pathlib.Path,
+    defenses: Mapping[str, MemoryDefense],
+    dataset: Dataset,
+    config: SweepConfig,
+    reporter: Reporter,
+    instead_of: str | None = None,
 ) -> Evaluation:
     """Sweep a run's defenses, or go on, and write `report.md`, pictures and `diagnostics.json`.
 
+    Args:
+      folder: the run's.
+      defenses: the run's, by selector.
+      dataset: that they were trained on.
+      config: what to cross.
+      reporter: told of progress.
+      instead_of: the dataset that could not be had, for the title.
+
     Raises:
-      InputError: when the folder holds no finished run, or as `sweep`.
+      InputError: as `sweep`.
     """
-    defenses = load_run(folder)
     found = sweep(defenses, dataset, config, folder, reporter)
-    test = evaluation_split(dataset.test, config.count)
+    test = data.subset(dataset.test, config.count)
     diagnostics = {
         name: template_diagnostics(defense, dataset.train, test)
         for name, defense in defenses.items()
     }
     write_atomic(folder / "diagnostics.json", json.dumps(diagnostics, indent=2))
-    heading = report.title(dataset)
+    heading = report.title(dataset, instead_of)
     path = report.write_report(folder, dataset, defenses, config, found, diagnostics, heading)
     return Evaluation(heading, found, report.in_words(found, diagnostics), path)

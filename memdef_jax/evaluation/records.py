@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from memdef_jax.checks import InputError
-from memdef_jax.files import write_atomic
+from memdef_jax.files import cannot_write, write_atomic
 
 Record = dict[str, Any]
 RECORDS = "robustness.jsonl"
@@ -48,17 +48,15 @@ def read_records(folder: pathlib.Path) -> dict[str, Record]:
     path = folder / RECORDS
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
     found: dict[str, Record] = {}
-    for number, line in enumerate(lines, 1):
-        if not line:
+    # What follows the last newline was cut off while it was written, even if it reads well.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if not line.strip():
             continue
         try:
             record = json.loads(line)
             found[cell_id(record)] = record
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # no newline after it: a write was cut off
-                break
             raise InputError(
                 f"{path}, line {number} is damaged; delete that line to measure its cell again."
             ) from error
@@ -67,7 +65,7 @@ def read_records(folder: pathlib.Path) -> dict[str, Record]:
 
 def append_record(
     folder: pathlib.Path, record: Record, outcomes: Mapping[str, np.ndarray] | None = None
-) -> None:
+) -> Record:
     """Store a finished cell: first its outcomes per sample, then its line.
 
     Args:
@@ -75,13 +73,17 @@ def append_record(
       record: JSON-able, with all of `IDENTITY`.
       outcomes: arrays kept in `cells/<cell_id>.npz`.
 
+    Returns:
+      The record as stored: with outcomes it names their SHA-256 under "outcomes".
+
     Raises:
       InputError: when the folder cannot be written.
     """
     if outcomes is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **outcomes)  # type: ignore[arg-type]
-        write_atomic(folder / "cells" / f"{cell_id(record)}.npz", buffer.getvalue())
+        record = {**record, "outcomes": hashlib.sha256(buffer.getvalue()).hexdigest()}
+        write_atomic(_outcomes_path(folder, record), buffer.getvalue())
     path = folder / RECORDS
     try:
         _drop_torn_line(path)
@@ -90,22 +92,29 @@ def append_record(
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}).") from error
+        raise cannot_write(path, error) from error
+    return record
 
 
 def read_outcomes(folder: pathlib.Path, record: Record) -> dict[str, np.ndarray] | None:
-    """What `append_record` kept per sample, None if it is absent or damaged."""
+    """What `append_record` kept per sample, None if it is absent or not what the record names."""
     try:
-        path = folder / "cells" / f"{cell_id(record)}.npz"
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, KeyError):
+        content = _outcomes_path(folder, record).read_bytes()
+    except OSError:
         return None
+    if hashlib.sha256(content).hexdigest() != record.get("outcomes"):
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def select(records: Iterable[Record], **wanted: Any) -> list[Record]:
     """Records whose named fields have the given values."""
     return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
+
+
+def _outcomes_path(folder: pathlib.Path, record: Record) -> pathlib.Path:
+    return folder / "cells" / f"{cell_id(record)}.npz"
 
 
 def _drop_torn_line(path: pathlib.Path) -> None:

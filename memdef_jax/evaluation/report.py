@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memdef_jax.data import Dataset
+from memdef_jax.data import Dataset, subset
 from memdef_jax.defenses import MemoryDefense
 from memdef_jax.evaluation import pictures, records
 from memdef_jax.evaluation.records import Record, select
-from memdef_jax.evaluation.robustness import SweepConfig, evaluation_split
+from memdef_jax.evaluation.robustness import SweepConfig
 from memdef_jax.evaluation.threats import THREATS, WORST
 from memdef_jax.files import write_atomic
 
@@ -148,12 +149,12 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
     return " ".join(sentences)
 
 
-def title(dataset: Dataset) -> str:
-    """The report's heading; says so when the data are only the bundled digits."""
-    name = dataset.info.name
-    if name == "digits":
-        return "Memory Defense on digits, the small data set bundled with scikit-learn"
-    return f"Memory Defense on {name}"
+def title(dataset: Dataset, instead_of: str | None = None) -> str:
+    """The report's heading; says so when the data are only the bundled digits, and why."""
+    heading = f"Memory Defense on {dataset.info.name}"
+    if dataset.info.name == "digits":
+        heading += ", the small data set bundled with scikit-learn"
+    return f"{heading}, because {instead_of} could not be had" if instead_of else heading
 
 
 def write_report(
@@ -173,11 +174,12 @@ def write_report(
     paragraph = in_words(found, diagnostics)
     rows = table_rows(found)
     lines = [
-        f"# {heading}",
+        f"# {_plain(heading)}",
         "",
         paragraph,
         "",
-        f"Data: {dataset.info.name}, {dataset.info.source}; SHA-256 {dataset.info.fingerprint}.",
+        f"Data: {_plain(dataset.info.name)}, {_plain(dataset.info.source)}; "
+        f"SHA-256 {dataset.info.fingerprint}.",
         "Accuracies in percent on the deployed pipeline with 95% Wilson intervals; beside them "
         "classifier-A's own on the same images and the share of images on which both answer alike. "
         "CW has no budget: its accuracy is that on the images it returns, a failed search "
@@ -203,7 +205,7 @@ def write_report(
             f"{record['selector']} selector, {record['attack'].upper()} "
             f"{eps_name(record['eps'])}, threat model {record['threat']}"
         )
-        split = evaluation_split(dataset.test, config.count)
+        split = subset(dataset.test, config.count)
         png = pictures.attack_grid(
             defenses[record["selector"]], split, outcomes, dataset.info.class_names, words
         )
@@ -213,6 +215,11 @@ def write_report(
     path = folder / "report.md"
     write_atomic(path, "\n".join(lines))
     return path
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: names come from folders and may hold anything."""
+    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -252,5 +259,5 @@ def _provenance(found: Sequence[Record]) -> dict[str, Any]:
         "device": first["device"],
         "versions": first["versions"],
         "seed": first["seed"],
-        "attacks": {r["attack"]: r["settings"] for r in found if r["settings"]},
+        "attacks": {r["attack"]: r["settings"] for r in found if r["threat"] in THREATS},
     }

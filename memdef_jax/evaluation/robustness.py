@@ -16,13 +16,14 @@ import numpy as np
 from memdef_jax import __version__
 from memdef_jax.attacks import BIM, FGSM, PGD, Attack, CarliniWagnerL2, presets
 from memdef_jax.checks import InputError, check_eps
-from memdef_jax.data import Dataset, Split, eval_batches, to_float
+from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
 from memdef_jax.defenses import MemoryDefense
 from memdef_jax.evaluation import records
 from memdef_jax.evaluation.published import paper_accuracy
 from memdef_jax.evaluation.records import Record
 from memdef_jax.evaluation.statistics import wilson_interval
 from memdef_jax.evaluation.threats import DEPLOYED_SURFACES, WORST, Threat, parse_threats
+from memdef_jax.files import check_writable
 from memdef_jax.training import Reporter, Silent
 
 SHOWN = 8  # adversarial images a cell keeps, for the pictures
@@ -36,7 +37,7 @@ class SweepConfig:
       attacks: of `attacks.presets.MEMORY_DEFENSE`.
       eps: Linf budgets in [0, 1] pixels; CW-L2 has none.
       threats: names, or ("all",).
-      count: test images, see `evaluation_split`; None for all.
+      count: test images, see `data.subset`; None for all.
       cw_count: fewer for CW-L2, which is slow; the first of those.
       cw_search_steps: of CW-L2; the paper has 5,
       cw_steps: 1000
@@ -65,9 +66,24 @@ class SweepConfig:
         for value in self.eps:
             check_eps(value)
         parse_threats(self.threats)
-        for name in ("cw_count", "cw_search_steps", "cw_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
+        for name in ("count", "cw_count", "cw_search_steps", "cw_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} {value} is below 1; use 1 or more.")
+        if not self.attacks:
+            raise InputError(
+                f"no attack was given; use some of {', '.join(presets.MEMORY_DEFENSE)}."
+            )
+        if not self.eps and set(self.attacks) - {"cw"}:
+            raise InputError("no eps was given; use one or more, for example 9/255.")
+        for _, _, attack in self.budgeted():
+            attack.check()
+
+    def budgeted(self) -> Iterator[tuple[str, float | None, Attack]]:
+        """Every attack at every budget, once: name, eps (None for CW), attack."""
+        for name in dict.fromkeys(self.attacks):
+            for eps in (None,) if name == "cw" else dict.fromkeys(self.eps):
+                yield name, eps, self.attack(name, eps)
 
     def attack(self, name: str, eps: float | None) -> Attack:
         """The named attack with the paper's settings, CW's overridden by this configuration."""
@@ -80,23 +96,6 @@ class SweepConfig:
                 learning_rate=self.cw_learning_rate,
             )
         return attack
-
-
-def evaluation_split(test: Split, count: int | None) -> Split:
-    """The test images a sweep uses: all, or the first `count`.
-
-    Where they come class by class, as a folder's do, `count` are drawn with a fixed seed instead.
-
-    Raises:
-      InputError: when there are fewer.
-    """
-    if count is None or count == len(test):
-        return test
-    if not 1 <= count <= len(test):
-        raise InputError(f"{count} test images were asked for; there are {len(test)}.")
-    if np.all(np.diff(test.labels) >= 0):
-        return test[np.random.default_rng(0).permutation(len(test))[:count]]
-    return test.take(count)
 
 
 def sweep(
@@ -123,34 +122,47 @@ def sweep(
       InputError: before any work, when something does not fit.
     """
     reporter = reporter or Silent()
-    split = evaluation_split(dataset.test, config.count)
+    split = subset(dataset.test, config.count)
     threats = parse_threats(config.threats)
     if any(t.from_benign for t in threats) and "benign" not in defenses:
         raise InputError("threat model 'transfer' needs the run's benign defense; evaluate it too.")
-    lab = _Lab(defenses, dataset, split, config)
+    for name, defense in defenses.items():
+        fits = defense.spec.image_shape, defense.spec.classes
+        if fits != (dataset.info.image_shape, len(dataset.info.class_names)):
+            raise InputError(
+                f"the {name} defense takes images {fits[0]} of {fits[1]} classes and "
+                f"{dataset.info.name} has {dataset.info.image_shape} of "
+                f"{len(dataset.info.class_names)}; give the data it was trained on."
+            )
     known = records.read_records(folder)
+    check_writable(folder)
+    lab = _Lab(defenses, dataset, split, config)
     cells = list(lab.cells(threats))
-    finished = [
-        known.get(records.cell_id(cell.identity))
-        if records.read_outcomes(folder, cell.identity) is not None
-        else None
-        for cell in cells
-    ]
-    done = sum(record is not None for record in finished)
-    reporter.start("evaluation", done, len(cells), 1)
-    measured = [record for record in finished if record is not None]
-    for cell, record in zip(cells, finished):
-        if record is None:
-            record, outcomes = lab.measure(cell)
-            records.append_record(folder, record, outcomes)
-            measured.append(record)
-            done += 1
-            reporter.update(done, {"robust_accuracy": record["robust_accuracy"]})
-    worst = lab.worst_cases(measured, folder)
+    found: dict[str, _Found] = {}
+    for cell in cells:
+        record = known.get(cell.name)
+        outcomes = None if record is None else records.read_outcomes(folder, record)
+        if record is not None and outcomes is not None:
+            found[cell.name] = record, outcomes
+    reporter.start("evaluation", len(found), len(cells), 1)
+    clean: dict[str, np.ndarray] = {}  # by selector; these cells come first
+    for cell in cells:
+        selector = cell.identity["selector"]
+        if cell.name not in found:
+            record, outcomes = lab.measure(cell, clean.get(selector))
+            record = records.append_record(folder, record, outcomes)
+            found[cell.name] = record, outcomes
+            reporter.update(len(found), {"robust_accuracy": record["robust_accuracy"]})
+        clean.setdefault(selector, found[cell.name][1]["correct"])
+    measured = [found[cell.name] for cell in cells]
+    worst = lab.worst_cases(measured, clean)
     for record in worst:
         if known.get(records.cell_id(record)) != record:
             records.append_record(folder, record)
-    return measured + worst
+    return [record for record, _ in measured] + worst
+
+
+_Found = tuple[Record, Mapping[str, np.ndarray]]  # with the outcomes per sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +170,10 @@ class _Cell:
     identity: Record
     threat: Threat | None = None
     attack: Attack | None = None
+
+    @property
+    def name(self) -> str:
+        return records.cell_id(self.identity)
 
 
 @jax.jit
@@ -192,21 +208,24 @@ class _Lab:
             )
         for selector in self.defenses:
             for threat in threats:
-                for name in self.config.attacks:
-                    for eps in (None,) if name == "cw" else self.config.eps:
-                        attack = self.config.attack(name, eps)
-                        identity = self._identity(
-                            selector,
-                            name,
-                            eps,
-                            threat=threat.name,
-                            norm=attack.norm,
-                            settings=_settings(attack),
-                        )
-                        yield _Cell(identity, threat, attack)
+                for name, eps, attack in self.config.budgeted():
+                    identity = self._identity(
+                        selector,
+                        name,
+                        eps,
+                        threat=threat.name,
+                        norm=attack.norm,
+                        settings=_settings(attack),
+                    )
+                    yield _Cell(identity, threat, attack)
 
-    def measure(self, cell: _Cell) -> tuple[Record, dict[str, np.ndarray]]:
-        """One cell: attack on each of the threat's surfaces, judge on the deployed pipeline."""
+    def measure(
+        self, cell: _Cell, clean: np.ndarray | None
+    ) -> tuple[Record, dict[str, np.ndarray]]:
+        """One cell: attack on each of the threat's surfaces, judge on the deployed pipeline.
+
+        `clean` says which clean images the pipeline has right; None for that very cell.
+        """
         start = time.perf_counter()
         defense = self.defenses[cell.identity["selector"]]
         split = self.split.take(cell.identity["n"])
@@ -228,7 +247,8 @@ class _Lab:
         }
         accuracy = {name: float(v["correct"].mean()) for name, v in variants.items()}
         seconds = time.perf_counter() - start
-        return self._record(cell.identity, outcomes, strongest, accuracy, seconds), outcomes
+        clean = outcomes["correct"] if clean is None else clean
+        return self._record(cell.identity, outcomes, clean, strongest, accuracy, seconds), outcomes
 
     def _judge(
         self,
@@ -275,6 +295,7 @@ class _Lab:
         self,
         identity: Record,
         outcomes: Mapping[str, np.ndarray],
+        clean: np.ndarray,
         variant: str | None = None,
         variants: Mapping[str, float] | None = None,
         seconds: float = 0.0,
@@ -289,7 +310,7 @@ class _Lab:
             **identity,
             "robust_accuracy": float(correct.mean()),
             "interval": list(wilson_interval(int(correct.sum()), total)),
-            "clean_accuracy": None,
+            "clean_accuracy": float(clean[:total].mean()),
             "selector_accuracy": float(outcomes["selector_correct"].mean()),
             "agreement": float(outcomes["agree"].mean()) if "agree" in outcomes else None,
             "success_rate": float(found.mean()) if found.size else None,
@@ -307,29 +328,35 @@ class _Lab:
             },
         }
 
-    def worst_cases(self, measured: Sequence[Record], folder: pathlib.Path) -> list[Record]:
+    def worst_cases(
+        self, measured: Sequence[_Found], clean: Mapping[str, np.ndarray]
+    ) -> list[Record]:
         """Per sample the worst over threat models, for each attack and over all attacks."""
-        groups: dict[tuple[str, str, Any], list[Record]] = {}
-        for record in measured:
+        groups: dict[tuple[str, str, Any], list[_Found]] = {}
+        for record, outcomes in measured:
             if record["threat"] == "none":
                 continue
-            groups.setdefault((record["selector"], record["attack"], record["eps"]), []).append(
-                record
-            )
-            if record["norm"] == "linf":
-                groups.setdefault((record["selector"], "all", record["eps"]), []).append(record)
+            for attack in (record["attack"], *(["all"] if record["norm"] == "linf" else [])):
+                group = groups.setdefault((record["selector"], attack, record["eps"]), [])
+                group.append((record, outcomes))
         result = []
         for (selector, attack, eps), group in groups.items():
-            stored = [records.read_outcomes(folder, record) or {} for record in group]
-            outcomes = {
-                "correct": np.all([s["correct_any"] for s in stored], axis=0),
-                "selector_correct": np.all([s["selector_correct_any"] for s in stored], axis=0),
+            worst = {
+                name: np.all([outcomes[f"{name}_any"] for _, outcomes in group], axis=0)
+                for name in ("correct", "selector_correct")
             }
+            # What it is the worst of is part of what it is: a narrower sweep is another cell.
+            over = sorted(records.cell_id(record) for record, _ in group)
             identity = self._identity(
-                selector, attack, eps, threat=WORST, norm=group[0]["norm"], settings={}
+                selector,
+                attack,
+                eps,
+                threat=WORST,
+                norm=group[0][0]["norm"],
+                settings={"cells": over},
             )
-            record = self._record(identity, outcomes)
-            record["over"] = sorted({f"{r['threat']}/{r['attack']}" for r in group})
+            record = self._record(identity, worst, clean[selector])
+            record["over"] = sorted({f"{r['threat']}/{r['attack']}" for r, _ in group})
             result.append(record)
         return result
 
@@ -344,7 +371,8 @@ def _check_budget(attack: Attack, clean: jax.Array, images: jax.Array) -> None:
     """Refuse to judge images outside the threat: a number must not rest on a faulty attack."""
     values, delta = np.asarray(images), np.abs(np.asarray(images) - np.asarray(clean))
     limit = float(getattr(attack, "eps", 1.0)) if attack.norm == "linf" else 1.0
-    if values.min() < 0.0 or values.max() > 1.0 or delta.max() > 1.0001 * limit + 1e-6:
+    inside = values.min() >= 0.0 and values.max() <= 1.0 and delta.max() <= 1.0001 * limit + 1e-6
+    if not inside:  # also with NaN
         raise InputError(
             f"{type(attack).__name__} left its budget: pixels in [{values.min():g}, "
             f"{values.max():g}], perturbation {delta.max():g} of {limit:g}; its result is not used."

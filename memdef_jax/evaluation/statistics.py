@@ -20,4 +20,5 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     shrink = 1.0 + z * z / total
     centre = (share + z * z / (2 * total)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The share itself lies inside, whatever rounding does at 0 and 1.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

@@ -8,7 +8,7 @@ frozen_mask    autoencoder and classifier-B, the mask fixed to A's choice on the
 frozen_mask_true  the same with the mask fixed to the true label
 adaptive       the whole pipeline through A's choice of slot, by a soft mask and by
                straight-through; the stronger is reported
-worst_case     each image by whatever hurts it most; derived from the others
+worst_case     each image by whatever of these hurts it most; always derived, never chosen
 ============== =====================================================================
 """
 
@@ -63,4 +63,7 @@ def parse_threats(names: tuple[str, ...]) -> tuple[Threat, ...]:
             raise InputError(
                 f"threat model {name!r} is unknown; use all or some of {', '.join(THREATS)}."
             )
-    return tuple(THREATS[name] for name in names if name != WORST)
+    chosen = tuple(THREATS[name] for name in dict.fromkeys(names) if name != WORST)
+    if not chosen:
+        raise InputError(f"no threat model was given; use all or some of {', '.join(THREATS)}.")
+    return chosen
