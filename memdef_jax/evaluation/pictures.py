@@ -52,6 +52,7 @@ def attack_grid(
     slot_adv, answer_adv, rebuilt_adv, from_true = (np.asarray(array) for array in looked)
     delta = shown - clean
     scale = 0.5 / max(float(np.abs(delta).max()), 1e-6)
+    class_names = [_short(name) for name in class_names]
     named = [class_names[label] for label in labels]
     everywhere = np.ones(count, bool)
     columns: list[tuple[str, np.ndarray, list[str], np.ndarray]] = [
@@ -60,7 +61,7 @@ def attack_grid(
             "rebuilt",
             rebuilt,
             [
-                f"{class_names[said]} (slot {class_names[chosen]})"
+                class_names[said] + ("" if said == chosen else f" (slot {class_names[chosen]})")
                 for said, chosen in zip(answer, slot)
             ],
             answer == labels,
@@ -99,7 +100,13 @@ def attack_grid(
             axis.set_yticks([])
             color = "black" if right[row] else "#b00020"
             # A class may be named with dollars, which would otherwise start a formula.
-            axis.set_xlabel(captions[row], fontsize=7, color=color, parse_math=False)
+            axis.set_xlabel(captions[row], fontsize=8, color=color, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
+
+
+def _short(name: str) -> str:
+    """A class's name on one line, cut where it would run into the next picture."""
+    name = " ".join(name.split())
+    return name if len(name) <= 20 else name[:19] + "…"

@@ -135,8 +135,9 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
         d = next(iter(diagnostics.values()))
         share = d["reconstruction_spread"] / max(d["image_spread"], 1e-9)
         sentences.append(
-            f"Over all cells the pipeline gives classifier-A's answer on at least "
-            f"{percent(min(attacked))}% of images: shown the slot of a deliberately wrong class, "
+            f"Over all cells the pipeline gives classifier-A's answer on "
+            f"{'all' if min(attacked) == 1.0 else f'at least {percent(min(attacked))}% of'} "
+            f"images: shown the slot of a deliberately wrong class, "
             f"classifier-B names that class on {percent(d['follows_wrong_slot'])}%, and "
             f"reconstructions of one class vary {percent(share)}% as much as its images do. "
             + (
@@ -183,7 +184,8 @@ def write_report(
         "Accuracies in percent on the deployed pipeline with 95% Wilson intervals; beside them "
         "classifier-A's own on the same images and the share of images on which both answer alike. "
         "CW has no budget: its accuracy is that on the images it returns, a failed search "
-        "returning the clean one. The paper's numbers come from another classifier-A.",
+        "returning the clean one; its median is over the images that had to be changed. The "
+        "paper's numbers come from another classifier-A, trained on adversarial examples.",
         "",
         _markdown_row(HEADER),
         _markdown_row(["---"] * len(HEADER)),

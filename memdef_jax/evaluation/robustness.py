@@ -303,9 +303,12 @@ class _Lab:
         correct = outcomes["correct"]
         total = len(correct)
         found = outcomes["success"] if "success" in outcomes else np.zeros(0, bool)
-        norms = outcomes["norm"][found] if found.any() else np.zeros(0)
+        # What is wrong without any change says nothing of how much change it takes.
+        norms = outcomes["norm"][found & (outcomes["norm"] > 0)] if found.any() else np.zeros(0)
         name, eps = identity["attack"], identity["eps"]
-        alone = "benign" if identity["selector"] == "benign" else "adversarial"
+        benign = identity["selector"] == "benign"  # the paper has no pipeline with that one
+        paper = None if benign else paper_accuracy(identity["dataset"], "pipeline", name, eps)
+        alone = "benign" if benign else "adversarial"
         return {
             **identity,
             "robust_accuracy": float(correct.mean()),
@@ -317,7 +320,7 @@ class _Lab:
             "median_norm": float(np.median(norms)) if norms.size else None,
             "variant": variant,
             "variants": dict(variants or {}),
-            "paper": paper_accuracy(identity["dataset"], "pipeline", name, eps),
+            "paper": paper,
             "paper_selector": paper_accuracy(identity["dataset"], alone, name, eps),
             "seconds": round(seconds, 3),
             "device": jax.devices()[0].device_kind,
