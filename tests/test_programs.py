@@ -280,8 +280,7 @@ def test_a_setting_given_reaches_the_run_which_continues_only_as_the_same(start,
 def test_an_evaluation_that_was_killed_goes_on_as_if_it_had_not(
     start, trained, digits, tmp_path, cache
 ):
-    arguments = ["--attacks", "fgsm,pgd", "--threats", "grey_box", "--count", "21"]
-    arguments += ["--batch-size", "8"]
+    arguments = ["--attacks", "fgsm,pgd", "--threats", "grey_box", "--count", "8"]
     folders = [tmp_path / name for name in ("killed", "whole")]
     for folder in folders:
         folder.mkdir()

@@ -10,7 +10,7 @@ from memdef_jax.defenses import MemoryDefense
 from memdef_jax.evaluation import SweepConfig, sweep
 from tests.evaluation import handmade
 
-COUNT, BATCH = 21, 8  # not divisible: the last batch holds padding
+COUNT, BATCH = 13, 8  # not divisible: the last batch holds padding
 CONFIG = SweepConfig(
     eps=(2 / 255, 9 / 255),
     count=COUNT,
@@ -111,7 +111,7 @@ def cell(swept):
 
 @pytest.fixture(scope="session")
 def shown(digits):
-    """(x [21, 28, 28, 1], y [21]) of the whole sweep: the first test images."""
+    """(x [13, 28, 28, 1], y [13]) of the whole sweep: the first test images."""
     part = digits.test[:COUNT]
     assert set(np.diff(part.labels) >= 0) == {True, False}, "not in the order of the classes"
     return data.to_float(jnp.asarray(part.images)), jnp.asarray(part.labels)

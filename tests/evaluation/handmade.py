@@ -5,6 +5,7 @@ classifier-B names what it is meant to read, the slot or the image. Networks and
 those of the demo's tests, so that one process compiles each attack once.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -26,7 +27,7 @@ def _apply(module, params, x):
 
 
 @jax.jit
-def _rebuild(defense, x, y):
+def rebuild(defense, x, y):
     return defense.reconstruct(x, y)
 
 
@@ -59,8 +60,6 @@ def make(digits, seed=0, memory=True, called=None):
     x, y = jnp.asarray(to_float(part.images)), part.labels
     config = preset("quick", (28, 28, 1))
     spec = config.spec((28, 28, 1), 10)
-    if not memory:
-        spec = type(spec)(image_shape=(28, 28, 1), classes=10, memory_rows=0)
     selector = spec.init_selector(jax.random.key(seed))
     module = classifier(spec.selector, 10)
     selector["params"] = solve(module, selector["params"], "Dense_1", x, y)
@@ -68,8 +67,11 @@ def make(digits, seed=0, memory=True, called=None):
     auto = stack["params"]["autoencoder"]
     if memory:
         auto["memory"] = 10 * jnp.repeat(auto["memory"][::50], 50, axis=0)
+    else:
+        del auto["memory"]
+        spec = dataclasses.replace(spec, memory_rows=0)
     defense = MemoryDefense(spec, {"selector": selector, "stack": stack})
-    rebuilt = _rebuild(defense, x, jnp.asarray(y))
+    rebuilt = rebuild(defense, x, jnp.asarray(y))
     if not memory:  # give reconstructions the contrast of the images
         contrast = float(x.std(axis=0).mean() / rebuilt.std(axis=0).mean())
         last = auto["decoder"]["ConvTranspose_2"]
@@ -77,7 +79,7 @@ def make(digits, seed=0, memory=True, called=None):
             last["kernel"] * contrast,
             -contrast * rebuilt.mean((0, 1, 2)),
         )
-        rebuilt = _rebuild(defense, x, jnp.asarray(y))
+        rebuilt = rebuild(defense, x, jnp.asarray(y))
     names = np.array([(called or {}).get(label, label) for label in y])
     params = stack["params"]
     params["classifier_b"] = solve(

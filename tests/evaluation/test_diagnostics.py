@@ -34,8 +34,9 @@ def test_a_pure_template_has_no_spread_and_follows_every_wrong_slot(of_template)
 def test_errors_and_spreads_are_those_computed_by_hand(of_template, template, digits):
     test = digits.test[:21]
     x, y = to_float(test.images).astype(np.float64), test.labels
-    slot = {c: np.asarray(template.reconstruct(x[:1].astype(np.float32), np.array([c])))[0]
-            for c in range(10)}  # fmt: skip
+    everywhere = np.arange(handmade.SAMPLES, dtype=np.int32) % 10
+    images = np.broadcast_to(x[:1], (handmade.SAMPLES, 28, 28, 1)).astype(np.float32)
+    slot = np.asarray(handmade.rebuild(template, images, everywhere))  # a template for each class
     mse = np.mean([np.mean((image - slot[label]) ** 2) for image, label in zip(x, y)])
     assert of_template["mse"] == pytest.approx(mse, rel=1e-4)
     train = to_float(digits.train.images)
@@ -59,8 +60,9 @@ def test_a_classifier_that_ignores_one_slot_follows_the_others(pair, digits):
 
 def test_without_memory_the_image_is_read_and_not_the_slot(plain, digits):
     found = template_diagnostics(plain, digits.train, digits.test[:21])
-    x, y = to_float(digits.test.images[:8]), digits.test.labels[:8]
-    one, other = (np.asarray(plain.reconstruct(x, labels)) for labels in (y, (y + 1) % 10))
+    part = digits.train[: handmade.SAMPLES]
+    x, y = to_float(part.images), part.labels
+    one, other = (np.asarray(handmade.rebuild(plain, x, z)) for z in (y, (y + 1) % 10))
     np.testing.assert_array_equal(one, other)
     assert found["reconstruction_spread"] > 0.5 * found["image_spread"]
     assert found["follows_wrong_slot"] < 0.3
