@@ -104,7 +104,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = Conv(64, 3, 1, 1, use_bias=False, kernel_init=_KAIMING_FAN_OUT)(x)
         x = nn.relu(batch_norm(train, self.axis_name)(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, 3, stride=2, padding=1)
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1

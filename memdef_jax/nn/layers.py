@@ -22,12 +22,25 @@ from jax import lax
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Up to so many inputs an output pixel, patches and a matrix product are faster on a CPU.
 _PATCH_LIMIT = 30
+# Up to so many output pixels too: on 2x2 maps of 512 channels XLA's own is a hundred times slower.
+_TINY_MAP = 9
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_LAYOUT
     )
+
+
+def _correlate(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: list[tuple[int, int]]
+) -> jax.Array:
+    """A convolution in the way that is fast on a CPU for its size."""
+    out = [(n + sum(p) - k) // stride + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape)]
+    if out[0] * out[1] <= _TINY_MAP or kernel[..., 0].size <= _PATCH_LIMIT:
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
+        return _patches(x, kernel, stride)
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
 
 
 def _transposed(
@@ -40,17 +53,20 @@ def _transposed(
     """
     k, (c_in, c_out) = kernel.shape[:2], kernel.shape[2:]
     taps = [-(-n // stride) for n in k]
-    grid = [-(-(n + 2 * padding) // stride) for n in size]
+    # Only the blocks of stride x stride pixels that reach into the unpadded image are made.
+    first = padding // stride
+    grid = [-(-(n + padding) // stride) - first for n in size]
     kernel = jnp.pad(
         kernel, [(0, m * stride - n) for m, n in zip(taps, k)] + [(0, 0), (0, 0)]
     ).reshape(taps[0], stride, taps[1], stride, c_in, c_out)
     kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     kernel = kernel.reshape(*taps, c_out, stride * stride * c_in)
-    pads = [(m - 1, q - n) for m, q, n in zip(taps, grid, g.shape[1:3])]
-    y = lax.conv_general_dilated(g, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
+    pads = [(m - 1 - first, first + q - n) for m, q, n in zip(taps, grid, g.shape[1:3])]
+    y = _correlate(g, kernel, 1, pads)
     y = y.reshape(-1, *grid, stride, stride, c_in).transpose(0, 1, 3, 2, 4, 5)
     y = y.reshape(-1, grid[0] * stride, grid[1] * stride, c_in)
-    return y[:, padding : padding + size[0], padding : padding + size[1]]
+    skip = padding - first * stride
+    return y[:, skip : skip + size[0], skip : skip + size[1]]
 
 
 def _kernel_gradient(
@@ -61,11 +77,11 @@ def _kernel_gradient(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return _convolution(x, kernel, stride, padding)
+    return _correlate(x, kernel, stride, [(padding, padding)] * 2)
 
 
 def _cpu_convolution_fwd(x, kernel, stride, padding):
-    return _convolution(x, kernel, stride, padding), (x, kernel)
+    return _cpu_convolution(x, kernel, stride, padding), (x, kernel)
 
 
 def _cpu_convolution_bwd(stride, padding, residuals, g):
@@ -91,10 +107,21 @@ def _cpu_transposed_fwd(x, kernel, stride, padding, size):
 def _cpu_transposed_bwd(stride, padding, size, residuals, g):
     # The adjoint of the adjoint is the convolution, whose kernel gradient swaps input and output.
     x, kernel = residuals
-    return _convolution(g, kernel, stride, padding), _kernel_gradient(g, kernel, stride, padding, x)
+    dx = _correlate(g, kernel, stride, [(padding, padding)] * 2)
+    return dx, _kernel_gradient(g, kernel, stride, padding, x)
 
 
 _cpu_transposed.defvjp(_cpu_transposed_fwd, _cpu_transposed_bwd)
+
+
+def _shifts(x: jax.Array, window: tuple[int, int], stride: int) -> list[jax.Array]:
+    """For each pixel of a window, that pixel of every window, [B, rows, columns, C]."""
+    rows, cols = ((n - k) // stride * stride + 1 for n, k in zip(x.shape[1:3], window))
+    return [
+        x[:, i : i + rows : stride, j : j + cols : stride]
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
 
 
 def _patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -104,14 +131,7 @@ def _patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     that once for each patch and take long to compile.
     """
     x = lax.optimization_barrier(x)
-    h, w = kernel.shape[:2]
-    rows = (x.shape[1] - h) // stride + 1
-    cols = (x.shape[2] - w) // stride + 1
-    columns = [
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
-        for i in range(h)
-        for j in range(w)
-    ]
+    columns = _shifts(x, (kernel.shape[0], kernel.shape[1]), stride)
     y = jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[3])
     return lax.optimization_barrier(y)
 
@@ -167,12 +187,28 @@ def transposed_convolve(
     )
 
 
-def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
-    """Non-overlapping max-pooling [B, H, W, C] -> [B, H // size, W // size, C].
+def max_pool(x: jax.Array, size: int = 2, stride: int | None = None, padding: int = 0) -> jax.Array:
+    """Max-pooling, as `torch.nn.functional.max_pool2d`.
 
-    As a reshape and a maximum, because the gradient of XLA's windowed reduction is slow. Where two
-    entries of a window tie, the gradient is shared between them.
+    As maxima of reshaped or sliced arrays, because the gradient of XLA's windowed reduction is
+    slow. Where entries of a window tie, the gradient is shared between them.
+
+    Args:
+      x: features [B, H, W, C].
+      size: height and width of a window.
+      stride: step between windows; `size` by default.
+      padding: on each side, never the maximum.
+
+    Returns:
+      [B, (H + 2 padding - size) // stride + 1, likewise for W, C].
     """
+    stride = stride or size
+    if stride != size or padding:
+        lowest = jnp.array(-jnp.inf, x.dtype)
+        pads = [(0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)]
+        return functools.reduce(
+            jnp.maximum, _shifts(lax.pad(x, lowest, pads), (size, size), stride)
+        )
     h, w = x.shape[1] // size, x.shape[2] // size
     x = x[:, : h * size, : w * size]
     return x.reshape(x.shape[0], h, size, w, size, x.shape[3]).max(axis=(2, 4))

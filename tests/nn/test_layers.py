@@ -196,6 +196,24 @@ def test_max_pooling_takes_the_largest_of_each_whole_window(shape, size, referen
     np.testing.assert_array_equal(max_pool(x, size), reference.max_pool2d(x, size))
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 2, 1), (3, 2, 0), (2, 1, 0), (3, 3, 1)]
+)
+def test_overlapping_and_padded_max_pooling_matches_the_definition(size, stride, padding):
+    x = np.random.default_rng(4).normal(size=(2, 7, 8, 3)).astype(np.float32)
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(x, pads, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    expected = windows[:, ::stride, ::stride].max(axis=(-2, -1))
+    np.testing.assert_array_equal(max_pool(x, size, stride, padding), expected)
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x, size, stride, padding)))(x)
+    # Without ties each output sends exactly one to the pixel it came from.
+    counts = np.zeros_like(x)
+    for b, i, j, c in np.ndindex(*expected.shape):
+        counts[b, :, :, c] += x[b, :, :, c] == expected[b, i, j, c]
+    np.testing.assert_allclose(gradient, counts)
+
+
 def test_the_gradient_of_max_pooling_goes_to_the_largest_and_is_shared_on_a_tie():
     x = jnp.asarray([[1.0, 4.0, 5.0, 5.0, 9.0], [2.0, 3.0, 5.0, 5.0, 9.0]]).reshape(1, 2, 5, 1)
     gradient = jax.grad(lambda x: jnp.sum(max_pool(x)))(x)
