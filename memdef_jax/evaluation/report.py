@@ -144,7 +144,7 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
                 "The memory acts as a class template, so the defense is as robust as its selector "
                 "and no more."
                 if d["follows_wrong_slot"] > 0.9 and min(attacked) > 0.9
-                else "The memory passes some of the image on, so it can differ from its selector."
+                else "Classifier-B does not simply repeat the slot, so the two can differ."
             )
         )
     return " ".join(sentences)
