@@ -55,7 +55,7 @@ def attack_grid(
     class_names = [_short(name) for name in class_names]
     named = [class_names[label] for label in labels]
     everywhere = np.ones(count, bool)
-    columns: list[tuple[str, np.ndarray, list[str], np.ndarray]] = [
+    columns: list[_Column] = [
         ("clean", clean, named, everywhere),
         (
             "rebuilt",
@@ -86,6 +86,16 @@ def attack_grid(
         ),
         ("rebuilt, true slot", from_true, named, everywhere),
     ]
+    return _draw(columns, title)
+
+
+# Heading, images, captions, and which captions are as they should be.
+_Column = tuple[str, np.ndarray, list[str], np.ndarray]
+
+
+def _draw(columns: Sequence[_Column], title: str) -> bytes:
+    """A PNG of columns of captioned images; captions that should not be are red."""
+    count = len(columns[0][1])
     figure = Figure(figsize=(1.75 * len(columns), 1.75 * count + 0.7), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, len(columns), squeeze=False)
