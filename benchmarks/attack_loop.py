@@ -139,12 +139,12 @@ def main() -> None:
         "Memory Defense, frozen mask": surfaces["frozen_mask"],
         "Memory Defense, soft mask": surfaces["soft_mask"],
         "32-channel CNN, library Conv": bound(WideCNN(10, plain=False)),
-        "ResNet-18, a tenth of the steps": bound(ResNet18(10)),
+        "ResNet-18, a fifth of the steps": bound(ResNet18(10)),
         "for contrast: SmallCNN, nn.Conv": bound(SmallPlainCNN(10)),
         "for contrast: 32-channel, nn.Conv": bound(WideCNN(10, plain=True)),
     }
     for name, model in models.items():
-        steps = max(1, options.steps // 10) if "ResNet" in name else options.steps
+        steps = max(1, options.steps // 5) if "ResNet" in name else options.steps
         whole, python, chunks = compare(model, x, y, steps, options.repeats)
         ratio = whole / python
         print(f"{name:<34}{whole:>14.3f}{python:>15.3f}{ratio:>8.2f}{chunks:>10.3f}", flush=True)
