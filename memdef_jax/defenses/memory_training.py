@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from memdef_jax import attacks, data
+from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses import store
@@ -126,7 +126,7 @@ def fit(
         "fingerprint": dataset.info.fingerprint,
         "config": dataclasses.asdict(config),
     }
-    open_run(folder, describe, _space_needed(config, split))
+    open_run(folder, describe, _space_needed(config, spec, split))
     trainer = _Trainer(config, spec, split, folder, mesh, backend, reporter)
     selectors = {"benign": trainer.benign_selector()}
     if config.selector.recipe == "offline":
@@ -232,16 +232,8 @@ class _Trainer:
     def offline_selector(self, benign: dict[str, Any]) -> dict[str, Any]:
         settings = self.config.selector
         module = classifier(settings.architecture, self.spec.classes)
-        attack = attacks.PGD(
-            norm="linf",
-            eps=settings.eps,
-            step_size=settings.step_size,
-            steps=settings.attack_steps,
-            random_start=True,
-            early_stop=False,
-        )
         images, success = adversarial_examples(
-            attack,
+            settings.attack,
             Bound(module, jax.device_get(benign)),
             self.split,
             self._key(3),
@@ -295,9 +287,9 @@ class _Trainer:
         )
 
 
-def _space_needed(config: MemoryDefenseConfig, split: data.Split) -> int:
+def _space_needed(config: MemoryDefenseConfig, spec: MemoryDefenseSpec, split: data.Split) -> int:
     """A generous guess in bytes: checkpoints, defenses, and stored examples."""
-    networks = {"small_cnn": 2e6, "resnet18": 45e6, "resnet50": 95e6}
-    checkpoints = 12 * networks[config.selector.architecture] + 2e8
+    selector = jax.tree.leaves(jax.eval_shape(spec.init_selector, jax.random.key(0)))
+    checkpoints = 12 * sum(leaf.size * leaf.dtype.itemsize for leaf in selector) + 2.2e8
     examples = 4 * split.images.size if config.selector.recipe == "offline" else 0
     return int(checkpoints + examples)

@@ -80,6 +80,18 @@ class SelectorConfig:
         check_number("weight_decay", self.weight_decay)
         check_number("step_size", self.step_size)
 
+    @property
+    def attack(self) -> PGD:
+        """What makes the training examples, in the loop or offline."""
+        return PGD(
+            norm="linf",
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.attack_steps,
+            random_start=True,
+            early_stop=False,
+        )
+
 
 def adversarial_places(size: int, clean_share: float) -> np.ndarray:
     """Which of `size` consecutive samples get attacked: evenly spread, (1 - clean_share) of them.
@@ -107,14 +119,7 @@ def check_places(batch_size: int, clean_share: float, devices: int) -> None:
 
 def selector_loss(module: nn.Module, config: SelectorConfig, in_loop: bool) -> LossFn:
     """Cross-entropy of classifier-A on a (partly attacked) batch, see `training.LossFn`."""
-    attack = PGD(
-        norm="linf",
-        eps=config.eps,
-        step_size=config.step_size,
-        steps=config.attack_steps,
-        random_start=True,
-        early_stop=False,
-    )
+    attack = config.attack
 
     def loss_fn(
         params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: jax.Array

@@ -15,6 +15,7 @@ import numpy as np
 
 from memdef_jax import __version__
 from memdef_jax.attacks import BIM, FGSM, PGD, Attack, CarliniWagnerL2, presets
+from memdef_jax.attacks.driver import sample_keys
 from memdef_jax.checks import InputError, check_eps
 from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
 from memdef_jax.defenses import MemoryDefense
@@ -257,7 +258,7 @@ class _Lab:
         crafting: tuple[Attack, MemoryDefense, str] | None,
     ) -> dict[str, np.ndarray]:
         """Outcomes per sample of one attack on one surface, or of clean images."""
-        keys = jax.random.split(jax.random.key(self.config.seed), len(split))
+        keys = sample_keys(jax.random.key(self.config.seed), len(split))
         parts: list[dict[str, np.ndarray]] = []
         size = min(self.config.batch_size, len(split))
         index = np.arange(len(split))

@@ -150,9 +150,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0)
     """
     if jax.default_backend() != "cpu":
         return _convolution(x, kernel, stride, padding)
-    if kernel.shape[0] * kernel.shape[1] * kernel.shape[2] <= _PATCH_LIMIT:
-        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        return _patches(x, kernel, stride)
+    if kernel[..., 0].size <= _PATCH_LIMIT:
+        return _correlate(x, kernel, stride, [(padding, padding)] * 2)
     if kernel.shape[:2] == (1, 1) and stride > 1 and padding == 0:
         return _cpu_convolution(x[:, ::stride, ::stride], kernel, 1, 0)
     return _cpu_convolution(x, kernel, stride, padding)

@@ -188,7 +188,7 @@ def test_a_folder_of_another_configuration_or_dataset_is_refused(digits, tmp_pat
 
 
 def test_too_little_space_is_noticed_before_any_work(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_training, "_space_needed", lambda config, split: 10**18)
+    monkeypatch.setattr(memory_training, "_space_needed", lambda config, spec, split: 10**18)
     with pytest.raises(InputError, match="are needed"):
         fit(TINY, digits, tmp_path / "run")
 
