@@ -2,8 +2,8 @@
 
 Trains Memory Defense on Fashion-MNIST (preset quick) with two selectors over one stack, attacks
 both under all threat models, and prints what holds. Expect clean accuracy above 85%, nothing left
-of the benign selector under attack, and of the adversarially trained one about 77% at 9/255 and
-62% at 25/255, whatever the autoencoder does. Stopped, it continues.
+of the benign selector under attack, and of the adversarially trained one about 80% at 9/255 and
+65% at 25/255, whatever the autoencoder does. Stopped, it continues.
 """
 
 from __future__ import annotations

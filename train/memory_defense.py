@@ -2,7 +2,7 @@
 
     python -m train.memory_defense --run runs/mine --dataset fashion_mnist --preset quick
 
-The quick preset takes about four minutes on two CPU cores. Any setting of the preset can be
+The quick preset takes about three minutes on two CPU cores. Any setting of the preset can be
 overridden (see --help), for example --config.stack.memory-rows 100.
 """
 
