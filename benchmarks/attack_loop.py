@@ -82,7 +82,9 @@ def python_loop(steps: int) -> Callable[..., jax.Array]:
 
     @jax.jit
     def step(model: Logits, x: jax.Array, y: jax.Array, image: jax.Array) -> jax.Array:
-        _, _, gradient = objectives.gain_and_gradient(model, "cross_entropy", image, y, False)
+        _, _, gradient = objectives.value_and_gradient(
+            model, image, lambda logits: objectives.cross_entropy(logits, y)
+        )
         moved = image + STEP_SIZE * balls.ascent(gradient, "linf")
         return jnp.clip(x + jnp.clip(moved - x, -eps, eps), 0.0, 1.0)
 

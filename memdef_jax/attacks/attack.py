@@ -33,10 +33,12 @@ class Attack:
     more work, and `score` wherever it has something to return.
 
     Attributes:
-      norm: "linf" or "l2", in which the perturbation is measured.
+      norm: one of `balls.NORMS`, in which the perturbation is measured.
+      targeted: labels are targets to be reached.
     """
 
     norm: str
+    targeted: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -45,7 +47,7 @@ class Attack:
 
     @property
     def repeats(self) -> int:
-        """How often the whole run is repeated from another random start."""
+        """How often the whole run is repeated, from another random start or for another target."""
         return 1
 
     @property
@@ -59,6 +61,11 @@ class Attack:
         return False
 
     @property
+    def gradient_free(self) -> bool:
+        """Whether `step` only evaluates the model, which may then loop on every device."""
+        return False
+
+    @property
     def core(self) -> Attack:
         """Whose `init`, `step` and `finish` are compiled.
 
@@ -66,8 +73,20 @@ class Attack:
         """
         return self
 
-    def init(self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any) -> State:
-        """First state of a batch; keys [B] are None when the attack is not `random`."""
+    def plan(self, classes: int) -> tuple[tuple[Attack, ...], tuple[str, ...]]:
+        """What to run against a model with so many classes, and notes on what had to change.
+
+        More than one attack makes a cascade: each gets the samples that all before it left.
+        """
+        return (self,), ()
+
+    def init(
+        self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
+    ) -> State:
+        """First state of a batch in the given run (0, 1, ... below `repeats`).
+
+        `keys` [B] are None when the attack is not `random`, and other ones in every run.
+        """
         raise NotImplementedError
 
     def step(self, fn: LogitsFunction, state: State) -> State:
@@ -122,11 +141,12 @@ class Attack:
         keys = _sample_keys(key, batch) if self.random else None
         x, y = jnp.asarray(x), jnp.asarray(y).astype(jnp.int32)
         if batch == 0:
-            return driver.result(self.norm, State.blank(x, y))
-        if driver.under_trace(fn, attack, x, y, keys):
-            return driver.whole_loop(attack, fn, x, y, keys)
-        check_labels(y, batch, driver.classes(fn, x))
-        return driver.in_chunks(attack, fn, x, y, keys)
+            return driver.nothing(self.norm, x, y)
+        traced = driver.under_trace(fn, attack, x, y, keys)
+        classes = driver.classes(fn, x)
+        check_labels(y, batch, classes)
+        stages, notes = attack.plan(classes)
+        return driver.run(stages, fn, x, y, keys, traced, notes)
 
 
 def check_number(name: str, value: Number, *, above_zero: bool = False) -> None:

@@ -78,3 +78,12 @@ def ascent(gradient: jax.Array, norm: str) -> jax.Array:
     gradient = gradient / per_image(jnp.where(scale > 0, scale, 1.0))
     size = jnp.sqrt(jnp.sum(gradient**2, axis=_AXES))
     return gradient / per_image(jnp.where(size > 0, size, 1.0))
+
+
+def unit_mean(gradient: jax.Array) -> jax.Array:
+    """Gradients divided by their mean absolute value; zero where that vanishes."""
+    # By the largest entry first: the mean of very small numbers would lose their digits.
+    scale = jnp.max(jnp.abs(gradient), axis=_AXES, initial=0.0)
+    gradient = gradient / per_image(jnp.where(scale > 0, scale, 1.0))
+    mean = jnp.mean(jnp.abs(gradient), axis=_AXES)
+    return gradient / per_image(jnp.where(mean > 0, mean, 1.0))

@@ -88,7 +88,9 @@ class CarliniWagnerL2(Attack):
         check_number("initial_const", self.initial_const, above_zero=True)
         check_number("confidence", self.confidence)
 
-    def init(self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any) -> State:
+    def init(
+        self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
+    ) -> State:
         state = State.blank(x, y)
         logits = fn(x)
         hit = self._succeeds(logits, y)

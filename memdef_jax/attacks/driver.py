@@ -8,6 +8,7 @@ batch of the same size compiles nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax.attacks import balls
+from memdef_jax.attacks import balls, objectives
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import Result, State, merge, rows, where
 from memdef_jax.checks import InputError, is_traced
@@ -53,10 +54,49 @@ def packing_sizes(batch: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def whole_loop(
-    attack: Attack, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: jax.Array | None
+def steps_a_dispatch(attack: Attack, platform: str) -> int:
+    """How many steps a compiled chunk takes at most."""
+    return 1 if platform == "cpu" and not attack.gradient_free else CHUNK
+
+
+def run(
+    stages: Sequence[Attack],
+    fn: LogitsFunction,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array | None,
+    traced: bool,
+    notes: tuple[str, ...] = (),
 ) -> Result:
-    """The attack as one lax loop (two, nested, with restarts), for use under a trace."""
+    """Run attacks in turn, each on the samples that all before it left, from the clean image."""
+    records: list[Result] = []
+    fallen = y != y
+    for index, stage in enumerate(stages):
+        own_keys = keys if stage.random else None
+        if len(stages) > 1 and own_keys is not None:
+            own_keys = _fold_in(own_keys, index)
+        how = whole_loop if traced else in_chunks
+        records.append(how(stage, fn, x, y, own_keys, fallen))
+        fallen = fallen | records[-1].success
+    if len(records) == 1:
+        return replace(records[0], notes=notes)
+    return replace(_cascade(x, records), stages=tuple(records), notes=notes)
+
+
+def nothing(norm: str, x: jax.Array, y: jax.Array) -> Result:
+    """The record of no work: of an empty batch, or of samples that others have felled."""
+    return result(norm, State.blank(x, y))
+
+
+def whole_loop(
+    attack: Attack,
+    fn: LogitsFunction,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array | None,
+    skip: jax.Array,
+) -> Result:
+    """The attack as one lax loop (two, nested, with several runs), for use under a trace."""
     attack, fn, x, y, keys = jax.lax.stop_gradient((attack, fn, x, y, keys))
     core = attack.core
 
@@ -68,15 +108,15 @@ def whole_loop(
         taken, state = carry
         return taken + 1, _advance(core, fn, state)
 
-    def one_run(restart: int | jax.Array, best: State) -> State:
-        state = _begin(core, fn, best, keys, restart)
+    def one_run(index: int | jax.Array, best: State) -> State:
+        state = _begin(core, fn, best, keys, index)
         if attack.num_steps == 1:
             state = _advance(core, fn, state)
         else:
             _, state = jax.lax.while_loop(go_on, one_step, (jnp.int32(0), state))
-        return _keep(attack.settles, best, _end(core, fn, state))
+        return _keep(attack.settles, best, _confirm(core, fn, _end(core, fn, state)))
 
-    best = State.blank(x, y)
+    best = replace(State.blank(x, y), done=skip)
     if attack.repeats == 1:
         best = one_run(0, best)
     else:
@@ -85,7 +125,12 @@ def whole_loop(
 
 
 def in_chunks(
-    attack: Attack, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: jax.Array | None
+    attack: Attack,
+    fn: LogitsFunction,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array | None,
+    skip: jax.Array,
 ) -> Result:
     """The attack in compiled chunks; between them, done samples leave the batch.
 
@@ -95,13 +140,28 @@ def in_chunks(
     devices: Any = x.sharding.device_set
     # Packing a batch that is spread over devices would move images between them.
     sizes = packing_sizes(len(x)) if len(devices) == 1 else (len(x),)
-    chunk = 1 if next(iter(devices)).platform == "cpu" else CHUNK
-    best = _blank(x, y)
-    for restart in range(attack.repeats):
-        best = _one_run(attack, fn, best, keys, restart, sizes, chunk)
-        if restart + 1 < attack.repeats and np.asarray(best.done).all():
+    chunk = steps_a_dispatch(attack, next(iter(devices)).platform)
+    best = replace(_blank(x, y), done=skip)
+    clock = _Clock(len(x))
+    for index in range(attack.repeats):
+        if np.asarray(best.done).all():
             break
-    return _result(attack.norm, best)
+        best = _one_run(attack, fn, best, keys, index, sizes, chunk, clock)
+    return replace(_result(attack.norm, best), seconds=jnp.asarray(clock.seconds))
+
+
+class _Clock:
+    """Shares the wall time of each chunk among the samples it worked on."""
+
+    def __init__(self, batch: int) -> None:
+        self.seconds = np.zeros(batch, np.float32)
+        self._last = time.perf_counter()
+
+    def charge(self, samples: np.ndarray) -> None:
+        """What has passed since the last call was spent on these."""
+        now = time.perf_counter()
+        self.seconds[samples] += (now - self._last) / max(len(samples), 1)
+        self._last = now
 
 
 def _one_run(
@@ -109,28 +169,33 @@ def _one_run(
     fn: LogitsFunction,
     best: State,
     keys: jax.Array | None,
-    restart: int,
+    index: int,
     sizes: Sequence[int],
     chunk: int,
+    clock: _Clock,
 ) -> State:
     """One run from one start over the samples of `best` that are not done."""
     everyone = np.arange(sizes[0])
-    kept = everyone[_pack(np.asarray(best.done), sizes)]
+    done = np.asarray(best.done)
+    kept = everyone[_pack(done, sizes)]
+    live = kept[~done[kept]]
     core = attack.core
     here, packed_fn, packed_best = core, fn, best
     if len(kept) < sizes[0]:
         packed_best, keys = _rows((best, keys), kept)
         here, packed_fn = _attack_rows(core, kept), fn.take(kept)
-    state = _begin_compiled(here, packed_fn, packed_best, keys, restart)
+    state = _begin_compiled(here, packed_fn, packed_best, keys, index)
     taken = 0
     while True:
         done, nan = jax.device_get((state.done, state.nan))
+        clock.charge(live)
+        live = kept[~done]
         _refuse_nan(nan, kept)
         if done.all() or taken == attack.num_steps:
             break
         order = _pack(done, sizes)
         if len(order) < len(kept):
-            best = _store(attack, best, state, kept)
+            best = _store(attack, packed_fn, best, state, kept, final=False)
             state, kept = _rows(state, order), kept[order]
             here, packed_fn = _attack_rows(core, kept), fn.take(kept)
         steps = min(taken + 1, chunk, attack.num_steps - taken)
@@ -142,7 +207,9 @@ def _one_run(
     if not done.all():
         state = _end_compiled(here, packed_fn, state)
         _refuse_nan(np.asarray(state.nan), kept)
-    return _store(attack, best, state, kept)
+    best = jax.block_until_ready(_store(attack, packed_fn, best, state, kept, final=True))
+    clock.charge(live if len(live) else kept)
+    return best
 
 
 def _pack(done: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -167,15 +234,17 @@ def _begin(
     fn: LogitsFunction,
     best: State,
     keys: jax.Array | None,
-    restart: int | jax.Array,
+    index: int | jax.Array,
 ) -> State:
     """First state of a run: done samples stay out of it, accounts continue."""
+    index = jnp.asarray(index, jnp.int32)
     if keys is not None:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, restart)
-    state = attack.init(fn, best.x, best.y, keys)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    state = attack.init(fn, best.x, best.y, keys, index)
     add = lambda total, new: total + jnp.where(best.done, 0, new)  # noqa: E731
     return replace(
         state,
+        run=best.y * 0 + index,
         done=state.done | best.done,
         steps=add(best.steps, state.steps),
         forward=add(best.forward, state.forward),
@@ -193,10 +262,30 @@ def _end(attack: Attack, fn: LogitsFunction, state: State) -> State:
     return where(state.done, state, attack.finish(fn, state))
 
 
+def _confirm(attack: Attack, fn: LogitsFunction, state: State, final: bool = True) -> State:
+    """Let fresh draws of a random model decide on what fooled it; nothing for other models.
+
+    Before the final call only samples that are done are decided, the others are held back.
+    """
+    judge = fn.judge
+    if judge is None:
+        return state
+    upheld = objectives.fooled(judge(state.image), state.y, attack.targeted)
+    refused = state.success & ~upheld
+    score = jnp.where(refused, -jnp.finfo(jnp.float32).max, state.score)
+    return replace(
+        state,
+        success=state.success & upheld,
+        score=score if final else jnp.where(state.done, score, -jnp.inf),
+        image=jnp.where(balls.per_image(refused), state.x, state.image),
+        run=jnp.where(refused, -1, state.run),
+    )
+
+
 def _keep(settles: bool, best: State, state: State) -> State:
     """The better of what there was and a run's outcome; who takes part in the next run."""
-    best = merge(best, state)
-    return replace(best, done=best.success) if settles else best
+    best = where(best.done, best, merge(best, state))
+    return replace(best, done=best.done | best.success) if settles else best
 
 
 def result(norm: str, best: State) -> Result:
@@ -205,6 +294,7 @@ def result(norm: str, best: State) -> Result:
         images=best.image,
         success=best.success,
         norm=balls.length(best.image - best.x, norm),
+        run=best.run,
         steps=best.steps,
         forward=best.forward,
         backward=best.backward,
@@ -216,12 +306,42 @@ def _advance_many(attack: Attack, fn: LogitsFunction, state: State, steps: int) 
     return jax.lax.fori_loop(0, steps, lambda _, s: _advance(attack, fn, s), state)
 
 
-def _store(attack: Attack, best: State, state: State, kept: np.ndarray) -> State:
+def _store(
+    attack: Attack, fn: LogitsFunction, best: State, state: State, kept: np.ndarray, *, final: bool
+) -> State:
     """Bring the outcome of packed samples back to their places; may be repeated without harm."""
     state = replace(state, own=None)  # not needed, and so one program serves all attacks
+    if fn.judge is not None:
+        state = _confirm_compiled(_attack_rows(attack.core, kept), fn, state, final)
     if len(kept) == len(best.done):
         return _keep_compiled(attack.settles, best, state)
     return _keep_rows(attack.settles, best, state, kept)
+
+
+@jax.jit
+def _cascade(x: jax.Array, records: Sequence[Result]) -> Result:
+    """The record of several attacks in turn: the image of the first that fooled, sums of work."""
+    first = records[0]
+    # What no attack felled comes back clean.
+    image = where(first.success, first.images, x)
+    norm = jnp.where(first.success, first.norm, 0.0)
+    success, run = first.success, jnp.where(first.success, first.run, -1)
+    for record in records[1:]:
+        won = record.success & ~success
+        image, norm, run = where(won, (record.images, record.norm, record.run), (image, norm, run))
+        success = success | won
+    total = lambda name: sum(getattr(record, name) for record in records)  # noqa: E731
+    timed = all(record.seconds is not None for record in records)
+    return Result(
+        images=image,
+        success=success,
+        norm=norm,
+        run=run,
+        steps=total("steps"),
+        forward=total("forward"),
+        backward=total("backward"),
+        seconds=total("seconds") if timed else None,
+    )
 
 
 def _attack_rows(attack: Attack, kept: np.ndarray) -> Attack:
@@ -247,5 +367,7 @@ _rows = jax.jit(rows)
 _begin_compiled = jax.jit(_begin)
 _advance_compiled = jax.jit(_advance)
 _end_compiled = jax.jit(_end)
+_confirm_compiled = partial(jax.jit, static_argnums=3)(_confirm)
+_fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
 _keep_compiled = partial(jax.jit, static_argnums=0)(_keep)
 _result = partial(jax.jit, static_argnums=0)(result)

@@ -90,6 +90,12 @@ class LogitsFunction:
         """The same function for a re-packed batch, that of the given rows."""
         return LogitsFunction.of(take(self.function, indices))
 
+    @property
+    def judge(self) -> LogitsFunction | None:
+        """What decides success for a random function, see `judge`; None for all others."""
+        function = judge(self.function)
+        return None if function is None else LogitsFunction.of(function)
+
 
 def take(function: Any, indices: jax.Array) -> Any:
     """Follow a re-packed batch: `function.take(indices)` where it has per-sample parts.
@@ -100,6 +106,16 @@ def take(function: Any, indices: jax.Array) -> Any:
     """
     method = getattr(function, "take", None)
     return function if method is None else method(indices)
+
+
+def judge(function: Any) -> Any:
+    """What finally decides whether a random function was fooled, or None.
+
+    A random logits function offers `judge()`, a contract-1 callable that decides by the vote of
+    fresh draws: no image counts as adversarial for one lucky draw.
+    """
+    method = getattr(function, "judge", None)
+    return None if method is None else method()
 
 
 def _is_array(leaf: Any) -> bool:
