@@ -12,7 +12,7 @@ import numpy as np
 from memdef_jax.attacks import driver
 from memdef_jax.attacks.logits import Logits, LogitsFunction
 from memdef_jax.attacks.state import Result, State
-from memdef_jax.checks import InputError, check_images, check_labels, is_traced
+from memdef_jax.checks import InputError, check_eps, check_images, check_labels, is_traced
 
 # A real number, or one a sample [B]: a leaf of the attack's pytree. The driver broadcasts every
 # leaf to [B] before `init`, so the methods of an attack always see arrays.
@@ -164,6 +164,18 @@ def check_number(name: str, value: Number, *, above_zero: bool = False) -> None:
         raise InputError(
             f"{name} {values[~good].flat[0]:g} cannot be used; give a finite {limit} number."
         )
+
+
+def check_budget(eps: Number, norm: str) -> None:
+    """Check the radius of a ball: within [0, 1] for Linf, finite and not negative for L2.
+
+    Raises:
+      InputError: on the first bad value.
+    """
+    if norm == "linf":
+        check_eps(eps)
+    else:
+        check_number("eps", eps)
 
 
 def check_count(name: str, value: int) -> None:

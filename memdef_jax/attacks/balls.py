@@ -65,6 +65,20 @@ def random_start(clean: jax.Array, eps: jax.Array, norm: str, keys: jax.Array) -
     return project(clean + per_image(eps) * jax.vmap(draw)(keys), clean, eps, norm)
 
 
+def surface_start(clean: jax.Array, eps: jax.Array, norm: str, keys: jax.Array) -> jax.Array:
+    """Image drawn on the surface of the ball, then clipped to [0, 1]; keys [B], one an image.
+
+    Linf: uniform noise, stretched until its largest entry is eps. L2: a uniform direction.
+    """
+    if norm == "linf":
+        draw = lambda key: jax.random.uniform(key, clean.shape[1:], minval=-1.0, maxval=1.0)  # noqa: E731
+    else:
+        draw = lambda key: jax.random.normal(key, clean.shape[1:])  # noqa: E731
+    noise = jax.vmap(draw)(keys)
+    noise = noise / per_image(jnp.maximum(length(noise, norm), 1e-12))
+    return project(clean + per_image(eps) * noise, clean, eps, norm)
+
+
 def ascent(gradient: jax.Array, norm: str) -> jax.Array:
     """Unit step of steepest ascent: the sign for Linf, the normalised gradient for L2.
 

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
+from memdef_jax.attacks.attack import (
+    Attack,
+    Number,
+    check_budget,
+    check_count,
+    check_number,
+    static,
+)
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State
 from memdef_jax.checks import InputError, check_eps, is_traced
@@ -148,10 +155,7 @@ class _ProjectedGradient(Attack):
         return (replace(self, loss=loss),), notes  # type: ignore[type-var]
 
     def check(self) -> None:
-        if self.norm == "linf":
-            check_eps(self.eps)
-        else:
-            check_number("eps", self.eps)
+        check_budget(self.eps, self.norm)
         check_number("step_size", self.rate)
 
 

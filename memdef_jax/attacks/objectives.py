@@ -82,6 +82,43 @@ def for_classes(name: str, classes: int) -> tuple[str, tuple[str, ...]]:
     )
 
 
+def check_targets(targets: int, targeted: bool) -> None:
+    """Raise InputError for a number of target classes that cannot be."""
+    if not isinstance(targets, int) or targets < 0:
+        raise InputError(f"targets {targets!r} cannot be used; give 0 or how many classes to try.")
+    if targets and targeted:
+        raise InputError(
+            f"targets {targets} choose their own classes and targeted=True takes yours as labels; "
+            "use one of the two."
+        )
+
+
+def targets_for_classes(targets: int, classes: int) -> tuple[int, tuple[str, ...]]:
+    """How many target classes there can be, and a note where that is fewer than asked for."""
+    if targets < classes:
+        return targets, ()
+    return classes - 1, (
+        f"targets {targets} are more than the {classes - 1} other classes there are; "
+        f"{classes - 1} were used.",
+    )
+
+
+def rival(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax.Array:
+    """The class of the given rank (0 the likeliest) among all but the label's, int32 [B]."""
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    order = jnp.argsort(jnp.where(own, -jnp.inf, logits), axis=-1, descending=True)
+    return jnp.take(order, rank, axis=-1).astype(jnp.int32)
+
+
+def towards(name: str, logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """What an attack that leaves the label by way of a target class raises, [B]."""
+    if name == "dlr":
+        return targeted_dlr(logits, labels, targets)
+    if name == "margin":
+        return targeted_margin(logits, labels, targets)
+    return -cross_entropy(logits, targets)
+
+
 def needs_reference(name: str, targeted: bool) -> bool:
     """Whether the objective looks at the clean image's logits."""
     return name == "kl" or (name == "dlr" and targeted)
