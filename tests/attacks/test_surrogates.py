@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memdef_jax.attacks import BIM, FGSM, bpda, compose, eot, straight_through
+from memdef_jax.attacks import (
+    BIM,
+    FGSM,
+    PGD,
+    Attack,
+    State,
+    bpda,
+    compose,
+    eot,
+    straight_through,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -100,3 +110,129 @@ def test_per_sample_parts_follow_through_surrogates(linear_problem):
         result = attack.run(surrogate, x, y)
         np.testing.assert_array_equal(result.success, expected.success)
         np.testing.assert_allclose(result.images, expected.images, atol=1e-5)
+
+
+# ---- the vote: what counts as fooled where every call draws anew
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Coin:
+    """Answers wrongly in a share of its draws, whatever the image; 1 once the image is dark.
+
+    Dark means that the mean pixel fell by `depth`. The labels are class 0; a small slope gives
+    attacks a gradient that leads there.
+    """
+
+    mean: jax.Array  # of the clean images [B]
+    share: float = 0.4
+    depth: float = 1.0
+
+    def __call__(self, x, key):
+        darker = self.mean - jnp.mean(x, axis=(1, 2, 3))
+        lucky = jax.random.uniform(key, self.mean.shape) < self.share
+        fallen = lucky | (darker >= self.depth)
+        return jnp.stack([-0.01 * darker, jnp.where(fallen, 1.0, -1.0) + darker], axis=1)
+
+    def take(self, indices):
+        return replace(self, mean=self.mean[indices])
+
+
+def grey(batch):
+    """Images of one grey, their labels, and their means."""
+    x = jnp.broadcast_to(jnp.linspace(0.4, 0.6, batch)[:, None, None, None], (batch, 3, 3, 1))
+    return x, jnp.zeros(batch, jnp.int32), x.mean((1, 2, 3))
+
+
+RUNS = PGD(eps=0.1, step_size=0.05, steps=3, restarts=3)
+
+
+def unvoted(random):
+    """The same draws without their vote."""
+    return compose(random, lambda logits: logits)
+
+
+def assert_same(one, other):
+    for name in ("images", "success", "run", "forward", "backward"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+
+
+def test_lucky_draws_are_no_success_and_the_attack_goes_on():
+    x, y, mean = grey(32)
+    random = eot(Coin(mean), 1, KEY, votes=201)
+    lucky = RUNS.run(unvoted(random), x, y, key=KEY)
+    result = RUNS.run(random, x, y, key=KEY)
+    assert lucky.success.mean() > 0.9
+    assert not result.success.any()
+    # What a run found is taken back, and the next one starts.
+    assert (result.forward > lucky.forward).mean() > 0.9
+    refused = result.run == -1
+    assert refused.any()
+    np.testing.assert_array_equal(result.images[refused], x[refused])
+    np.testing.assert_array_equal(result.norm[refused], 0)
+
+
+def test_a_random_defense_that_falls_is_reported_as_fallen():
+    x, y, mean = grey(32)
+    random = eot(Coin(mean, share=0.3, depth=0.05), 1, KEY, votes=201)
+    once = replace(RUNS, restarts=1).run(random, x, y, key=KEY)
+    often = replace(RUNS, restarts=8).run(random, x, y, key=KEY)
+    assert 0 < once.success.mean() < 0.6
+    assert often.success.mean() > once.success.mean() + 0.2
+    assert (often.run[often.success] > 0).any()
+    # Success means that the image itself is one that fools, not that it once did.
+    darker = mean - often.images.mean((1, 2, 3))
+    np.testing.assert_array_equal(darker >= 0.05 - 1e-6, often.success)
+    whole = jax.jit(lambda fn: replace(RUNS, restarts=8).run(fn, x, y, key=KEY))(random)
+    assert_same(whole, often)
+
+
+def test_the_vote_draws_anew():
+    x, _, mean = grey(400)
+    random = eot(Coin(mean, share=0.5), 1, KEY, votes=1)
+    attacked, judged = jax.jit(lambda random: (random(x), random.judge()(x)))(random)
+    same = jnp.mean(jnp.argmax(attacked, -1) == jnp.argmax(judged, -1))
+    assert 0.4 < same < 0.6
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Darken(Attack):
+    """A minimum-norm attack in three runs: darker by 0.02, by 0.1 and by 0.3."""
+
+    unused: float = 0.0
+    norm = "linf"
+    num_steps = 1
+    repeats = 3
+    settles = False
+
+    def init(self, fn, x, y, keys, run):
+        size = jnp.array([0.02, 0.1, 0.3])[run]
+        hit = jnp.argmax(fn(x - size), -1) != y
+        state = State.blank(x, y)
+        image = jnp.where(hit[:, None, None, None], x - size, x)
+        score = jnp.where(hit, -size, state.score)
+        return replace(state, image=image, success=hit, score=score, done=hit | ~hit)
+
+    def step(self, fn, state):
+        return state
+
+
+def test_a_minimum_norm_attack_keeps_the_smallest_success_that_the_vote_upholds():
+    x, y, mean = grey(32)
+    random = eot(Coin(mean, depth=0.05), 1, KEY, votes=201)
+    lucky = Darken().run(unvoted(random), x, y)
+    assert 0.2 < (lucky.norm < 0.03).mean() < 0.6
+    result = Darken().run(random, x, y)
+    assert result.success.all()
+    np.testing.assert_allclose(result.norm, 0.1, atol=1e-6)
+    assert_same(jax.jit(lambda fn: Darken().run(fn, x, y))(random), result)
+
+
+def test_surrogates_around_a_random_function_keep_its_vote():
+    x, y, mean = grey(32)
+    random = eot(Coin(mean), 1, KEY, votes=201)
+    attack = FGSM(eps=0.05, targeted=True)  # the target is what lucky draws answer
+    assert attack.run(unvoted(random), x, y + 1).success.any()
+    for surrogate in (bpda(random, random), compose(straight_through(lambda x: x), random)):
+        assert not attack.run(surrogate, x, y + 1).success.any()
