@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import jax
+from jax import monitoring
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,22 +32,85 @@ LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 def run(program: Callable[[], None]) -> None:
-    """Run a program's main function; an InputError becomes one sentence and exit status 2."""
+    """Run a program's main function; an InputError becomes one sentence and exit status 2.
+
+    What was compiled is kept in the user's cache for the next run, and said at the end.
+    """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache / "memdef_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         try:
-            program()
+            with compilations() as compiled:
+                program()
         finally:  # before anything is printed below a live bar
             for reporter in tuple(_LIVE):
                 reporter.close()
+        if compiled.programs or compiled.cached:
+            print(compiled.words())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command continues.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+class Compilations:
+    """How many programs XLA compiled, in how much time, and how many the cache on disk had.
+
+    Attributes:
+      programs: compiled anew.
+      seconds: spent on that; loading from the cache is not counted.
+      cached: loaded from the cache in place of compiling.
+    """
+
+    def __init__(self) -> None:
+        self.programs = 0
+        self.seconds = 0.0
+        self.cached = 0
+        self._lock = threading.Lock()
+        self._hit = threading.local()
+
+    def words(self) -> str:
+        """One plain line."""
+        programs = "program" if self.programs == 1 else "programs"
+        line = f"compiled {self.programs} {programs} in {self.seconds:.0f} s"
+        return f"{line} ({self.cached} more came from the cache)" if self.cached else line
+
+    def _event(self, event: str, **_: Any) -> None:
+        if event == _FROM_CACHE:
+            self._hit.seen = True
+
+    def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
+        # The time of a hit is reported like that of a compilation, after the hit, by its thread.
+        if event != _COMPILED:
+            return
+        hit, self._hit.seen = getattr(self._hit, "seen", False), False
+        with self._lock:
+            if hit:
+                self.cached += 1
+            else:
+                self.programs += 1
+                self.seconds += duration_secs
+
+
+# JAX's names for the two events; with other names, nothing is counted and nothing is said.
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_FROM_CACHE = "/jax/compilation_cache/cache_hits"
+
+
+@contextmanager
+def compilations() -> Iterator[Compilations]:
+    """Count what is compiled in this process until the block ends."""
+    count = Compilations()
+    monitoring.register_event_listener(count._event)
+    monitoring.register_event_duration_secs_listener(count._duration)
+    try:
+        yield count
+    finally:
+        monitoring.unregister_event_listener(count._event)
+        monitoring.unregister_event_duration_listener(count._duration)
 
 
 _LIVE: set[ConsoleReporter] = set()  # reporters with a bar on the terminal

@@ -2,11 +2,14 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -166,3 +169,57 @@ def test_budgets_are_numbers_or_fractions():
 def test_what_is_no_budget_is_refused_by_name(text):
     with pytest.raises(InputError, match=r"eps '.+' is no number; write it as 0\.1 or 25/255"):
         console.budgets(text)
+
+
+def a_program(sizes):
+    """Something to compile: one program a size, and none for a size seen before."""
+    scale = jax.jit(lambda x: jnp.sin(x) * 3.0)
+    inputs = [jax.device_put(np.ones(n, np.float32)) for n in sizes]
+    return lambda: [scale(x).block_until_ready() for x in inputs]
+
+
+def test_compilations_are_counted_by_program_and_only_inside():
+    a_program([3])()
+    run = a_program([2, 3, 4, 2, 3])
+    with console.compilations() as count:
+        run()
+    assert (count.programs, count.cached) == (3, 0)
+    assert count.seconds > 0
+    run()
+    a_program([5])()
+    assert count.programs == 3
+
+
+def test_what_the_cache_holds_is_not_counted_as_compiled():
+    counts = []
+
+    def program():
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for _ in range(2):
+            with console.compilations() as count:
+                a_program([6, 7])()
+            counts.append((count.programs, count.cached))
+            jax.clear_caches()  # of this process; what is on disk stays
+
+    console.run(program)
+    assert counts == [(2, 0), (0, 2)]
+
+
+def test_a_program_says_at_its_end_what_it_compiled(capsys):
+    console.run(a_program([8, 9]))
+    assert re.fullmatch(r"compiled 2 programs in \d+ s\n", capsys.readouterr().out)
+    console.run(lambda: print("nothing compiled"))
+    assert capsys.readouterr().out == "nothing compiled\n"
+
+
+@pytest.mark.parametrize(
+    ("programs", "seconds", "cached", "line"),
+    [
+        (24, 31.4, 18, "compiled 24 programs in 31 s (18 more came from the cache)"),
+        (1, 2.0, 0, "compiled 1 program in 2 s"),
+    ],
+)
+def test_compilations_in_words(programs, seconds, cached, line):
+    count = console.Compilations()
+    count.programs, count.seconds, count.cached = programs, seconds, cached
+    assert count.words() == line
