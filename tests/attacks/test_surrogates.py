@@ -158,7 +158,7 @@ def assert_same(one, other):
 
 
 def test_lucky_draws_are_no_success_and_the_attack_goes_on():
-    x, y, mean = grey(32)
+    x, y, mean = grey(16)
     random = eot(Coin(mean), 1, KEY, votes=201)
     lucky = RUNS.run(unvoted(random), x, y, key=KEY)
     result = RUNS.run(random, x, y, key=KEY)
