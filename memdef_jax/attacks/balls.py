@@ -28,7 +28,9 @@ def per_image(values: jax.Array) -> jax.Array:
 
 
 def length(delta: jax.Array, norm: str) -> jax.Array:
-    """Norm [B] of perturbations [B, H, W, C]."""
+    """Norm [B] of perturbations [B, H, W, C]; "l0" counts changed pixels, whatever the channel."""
+    if norm == "l0":
+        return jnp.sum(jnp.any(delta != 0, axis=3), axis=(1, 2)).astype(delta.dtype)
     if norm == "linf":
         return jnp.max(jnp.abs(delta), axis=_AXES, initial=0.0)
     scale = jnp.max(jnp.abs(delta), axis=_AXES, initial=0.0)
