@@ -128,7 +128,7 @@ class APGD(Attack):
             logits = fn(x)
             state = replace(state.count(1, 0), nan=objectives.has_nan(logits))
             if self.early_stop:
-                already = objectives.fooled(logits, y, self.targeted)
+                already = fn.fooled(x, logits, y, self.targeted)
             if self.targets:
                 target = objectives.rival(logits, y, run % self.targets)
             if self._looks_at_clean:
@@ -155,7 +155,7 @@ class APGD(Attack):
             target=target,
             reference=reference,
         )
-        hit = objectives.fooled(logits, y, self.targeted) | already
+        hit = fn.fooled(z, logits, y, self.targeted) | already
         return replace(
             state.count(1, 1),
             image=where(already, x, z),
@@ -173,7 +173,7 @@ class APGD(Attack):
         drift = keep * (moved - own.z) + (1.0 - keep) * (own.z - own.previous)
         z = self._project(own.z + drift, state)
         loss, logits, gradient = self._climb(fn, z, state.y, own.target, own.reference)
-        hit = objectives.fooled(logits, state.y, self.targeted)
+        hit = fn.fooled(z, logits, state.y, self.targeted)
         better = loss > own.best_loss
         best, best_gradient, best_loss = where(
             better, (z, gradient, loss), (state.image, own.best_gradient, own.best_loss)

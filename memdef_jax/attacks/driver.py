@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax.attacks import balls, objectives
+from memdef_jax.attacks import balls
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import Result, State, merge, rows, where
 from memdef_jax.checks import InputError, is_traced
@@ -114,7 +114,7 @@ def whole_loop(
             state = _advance(core, fn, state)
         else:
             _, state = jax.lax.while_loop(go_on, one_step, (jnp.int32(0), state))
-        return _keep(attack.settles, best, _confirm(core, fn, _end(core, fn, state)))
+        return _keep(attack.settles, best, _end(core, fn, state))
 
     best = replace(State.blank(x, y), done=skip)
     if attack.repeats == 1:
@@ -195,7 +195,7 @@ def _one_run(
             break
         order = _pack(done, sizes)
         if len(order) < len(kept):
-            best = _store(attack, packed_fn, best, state, kept, final=False)
+            best = _store(attack, best, state, kept)
             state, kept = _rows(state, order), kept[order]
             here, packed_fn = _attack_rows(core, kept), fn.take(kept)
         steps = min(taken + 1, chunk, attack.num_steps - taken)
@@ -207,7 +207,7 @@ def _one_run(
     if not done.all():
         state = _end_compiled(here, packed_fn, state)
         _refuse_nan(np.asarray(state.nan), kept)
-    best = jax.block_until_ready(_store(attack, packed_fn, best, state, kept, final=True))
+    best = jax.block_until_ready(_store(attack, best, state, kept))
     clock.charge(live if len(live) else kept)
     return best
 
@@ -262,26 +262,6 @@ def _end(attack: Attack, fn: LogitsFunction, state: State) -> State:
     return where(state.done, state, attack.finish(fn, state))
 
 
-def _confirm(attack: Attack, fn: LogitsFunction, state: State, final: bool = True) -> State:
-    """Let fresh draws of a random model decide on what fooled it; nothing for other models.
-
-    Before the final call only samples that are done are decided, the others are held back.
-    """
-    judge = fn.judge
-    if judge is None:
-        return state
-    upheld = objectives.fooled(judge(state.image), state.y, attack.targeted)
-    refused = state.success & ~upheld
-    score = jnp.where(refused, -jnp.finfo(jnp.float32).max, state.score)
-    return replace(
-        state,
-        success=state.success & upheld,
-        score=score if final else jnp.where(state.done, score, -jnp.inf),
-        image=jnp.where(balls.per_image(refused), state.x, state.image),
-        run=jnp.where(refused, -1, state.run),
-    )
-
-
 def _keep(settles: bool, best: State, state: State) -> State:
     """The better of what there was and a run's outcome; who takes part in the next run."""
     best = where(best.done, best, merge(best, state))
@@ -306,13 +286,9 @@ def _advance_many(attack: Attack, fn: LogitsFunction, state: State, steps: int) 
     return jax.lax.fori_loop(0, steps, lambda _, s: _advance(attack, fn, s), state)
 
 
-def _store(
-    attack: Attack, fn: LogitsFunction, best: State, state: State, kept: np.ndarray, *, final: bool
-) -> State:
+def _store(attack: Attack, best: State, state: State, kept: np.ndarray) -> State:
     """Bring the outcome of packed samples back to their places; may be repeated without harm."""
     state = replace(state, own=None)  # not needed, and so one program serves all attacks
-    if fn.judge is not None:
-        state = _confirm_compiled(_attack_rows(attack.core, kept), fn, state, final)
     if len(kept) == len(best.done):
         return _keep_compiled(attack.settles, best, state)
     return _keep_rows(attack.settles, best, state, kept)
@@ -367,7 +343,6 @@ _rows = jax.jit(rows)
 _begin_compiled = jax.jit(_begin)
 _advance_compiled = jax.jit(_advance)
 _end_compiled = jax.jit(_end)
-_confirm_compiled = partial(jax.jit, static_argnums=3)(_confirm)
 _fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
 _keep_compiled = partial(jax.jit, static_argnums=0)(_keep)
 _result = partial(jax.jit, static_argnums=0)(result)

@@ -85,7 +85,7 @@ class _Climb(Attack):
         state = replace(state.count(1, 1), nan=state.nan | objectives.has_nan(logits), own=own)
         if not self.early_stop:
             return replace(state, image=moved, steps=state.steps + 1)
-        hit = objectives.fooled(logits, state.y, self.targeted)
+        hit = fn.fooled(state.image, logits, state.y, self.targeted)
         return replace(
             state,
             image=jnp.where(balls.per_image(hit), state.image, moved),
@@ -113,7 +113,7 @@ class _Climb(Attack):
         """Success and score of the current image, by one forward pass."""
         logits = fn(state.image)
         score = self._gain(logits, state)
-        hit = objectives.fooled(logits, state.y, self.targeted)
+        hit = fn.fooled(state.image, logits, state.y, self.targeted)
         if self.early_stop:
             score = jnp.where(hit, jnp.inf, score)
         nan = state.nan | objectives.has_nan(logits)

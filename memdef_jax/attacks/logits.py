@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memdef_jax.attacks import objectives
 from memdef_jax.checks import InputError
 
 Logits = Callable[[jax.Array], jax.Array]
@@ -41,6 +42,8 @@ class LogitsFunction:
         Raises:
           InputError: when it is not callable, or a part is neither an array nor hashable.
         """
+        if isinstance(function, LogitsFunction):
+            return function
         if not callable(function):
             raise InputError(
                 f"logits_fn is a {type(function).__name__}, which cannot be called; "
@@ -89,6 +92,27 @@ class LogitsFunction:
     def take(self, indices: jax.Array) -> LogitsFunction:
         """The same function for a re-packed batch, that of the given rows."""
         return LogitsFunction.of(take(self.function, indices))
+
+    def fooled(
+        self, images: jax.Array, logits: jax.Array, labels: jax.Array, targeted: bool
+    ) -> jax.Array:
+        """Whether images with these logits fool the function, bool [B].
+
+        A random function is not judged by one lucky forward pass: what its logits call a success
+        must be upheld by its vote, see `judge`. The vote's passes are in no attack's account.
+
+        Args:
+          images: [B, H, W, C].
+          logits: this function's at the images, [B, K].
+          labels: [B], the targets when `targeted`.
+          targeted: whether the label is to be reached, not left.
+        """
+        hit = objectives.fooled(logits, labels, targeted)
+        judge = self.judge
+        if judge is None:
+            return hit
+        vote = lambda: hit & objectives.fooled(judge(images), labels, targeted)  # noqa: E731
+        return jax.lax.cond(jnp.any(hit), vote, lambda: hit)
 
     @property
     def judge(self) -> LogitsFunction | None:

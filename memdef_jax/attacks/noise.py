@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
+from memdef_jax.attacks.attack import Attack, Number, check_budget, check_count, static
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State
-from memdef_jax.checks import InputError, check_eps
+from memdef_jax.checks import InputError
 
 KINDS = ("uniform", "gaussian")
 _BISECTIONS = 10
@@ -78,10 +78,7 @@ class Noise(Attack):
         return replace(self, restarts=1)
 
     def check(self) -> None:
-        if self.norm == "linf":
-            check_eps(self.eps)
-        else:
-            check_number("eps", self.eps)
+        check_budget(self.eps, self.norm)
 
     def init(
         self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
@@ -93,7 +90,7 @@ class Noise(Attack):
         own: _Draws = state.own
         image = self._draw(state.x, jax.vmap(jax.random.fold_in)(own.key, own.iteration))
         logits = fn(image)
-        hit = objectives.fooled(logits, state.y, self.targeted)
+        hit = fn.fooled(image, logits, state.y, self.targeted)
         return replace(
             state.count(1, 0),
             image=image,
@@ -196,7 +193,7 @@ class BlendedUniform(Attack):
         share = jnp.where(found, (own.low + jnp.where(found, own.high, 0.0)) / 2, scan)
         image = jnp.clip(state.x + balls.per_image(share) * (own.noise - state.x), 0.0, 1.0)
         logits = fn(image)
-        hit = objectives.fooled(logits, state.y, self.targeted)
+        hit = fn.fooled(image, logits, state.y, self.targeted)
         # While scanning it counts shares, from the first that fools on halvings.
         iteration = jnp.where(hit & ~found, 0, own.iteration + 1)
         size = balls.length(image - state.x, self.norm)
@@ -220,7 +217,7 @@ class BlendedUniform(Attack):
 def judge_clean(fn: LogitsFunction, state: State, targeted: bool) -> State:
     """The samples that fool without any help are done."""
     logits = fn(state.x)
-    hit = objectives.fooled(logits, state.y, targeted)
+    hit = fn.fooled(state.x, logits, state.y, targeted)
     return replace(
         state.count(1, 0),
         success=hit,

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
 
 DLR_CLASSES = 4  # the fewest for which the (targeted) DLR is defined
@@ -153,7 +152,10 @@ def gain(
 
 
 def fooled(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
-    """Whether the prediction is what the attacker wants, bool [B]; never where a logit is NaN."""
+    """Whether the prediction is what the attacker wants, bool [B]; never where a logit is NaN.
+
+    Attacks ask `LogitsFunction.fooled`, which knows of random models.
+    """
     hit = jnp.argmax(logits, axis=-1) == labels
     return (hit if targeted else ~hit) & ~has_nan(logits)
 
@@ -164,7 +166,9 @@ def has_nan(logits: jax.Array) -> jax.Array:
 
 
 def value_and_gradient(
-    logits_fn: Logits, images: jax.Array, objective: Callable[[jax.Array], jax.Array]
+    logits_fn: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    objective: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """An objective of logits [B, K] -> [B] at images, by one forward and one backward pass.
 

@@ -169,7 +169,7 @@ class SinglePixel(Attack):
         """Fitness, whether it fools and whether the model gave NaN, all [B]."""
         logits = fn(image)
         value = objectives.gain("cross_entropy", logits, state.y, self.targeted)
-        hit = objectives.fooled(logits, state.y, self.targeted)
+        hit = fn.fooled(image, logits, state.y, self.targeted)
         return jnp.where(jnp.isnan(value), -jnp.inf, value), hit, objectives.has_nan(logits)
 
 

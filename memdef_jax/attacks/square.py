@@ -17,10 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
+from memdef_jax.attacks.attack import (
+    Attack,
+    Number,
+    check_budget,
+    check_count,
+    check_number,
+    static,
+)
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State
-from memdef_jax.checks import InputError, check_eps, is_traced
+from memdef_jax.checks import InputError, is_traced
 
 # The window's area is halved after each of these iterations of HORIZON, as in the authors' and
 # AutoAttack's code.
@@ -115,10 +122,7 @@ class Square(Attack):
         return (replace(self, loss=loss),), notes
 
     def check(self) -> None:
-        if self.norm == "linf":
-            check_eps(self.eps)
-        else:
-            check_number("eps", self.eps)
+        check_budget(self.eps, self.norm)
         check_number("p_init", self.p_init, above_zero=True)
         if not is_traced(self.p_init) and np.max(self.p_init, initial=0.0) > 1.0:
             raise InputError(
@@ -132,7 +136,7 @@ class Square(Attack):
         reference = None
         if self.early_stop or objectives.needs_reference(self._objective, self.targeted):
             logits = fn(x)
-            hit = objectives.fooled(logits, y, self.targeted) & self.early_stop
+            hit = fn.fooled(x, logits, y, self.targeted) & self.early_stop
             state = replace(
                 state.count(1, 0),
                 success=hit,
@@ -165,7 +169,8 @@ class Square(Attack):
         value = objectives.gain(
             self._objective, logits, state.y, self.targeted, state.own.reference
         )
-        hit, nan = objectives.fooled(logits, state.y, self.targeted), objectives.has_nan(logits)
+        nan = objectives.has_nan(logits)
+        hit = fn.fooled(proposal, logits, state.y, self.targeted)
         settled = hit & self.early_stop
         # A sample that fooled before has an infinite score and keeps its image.
         better = ((value > state.score) | (settled & (state.score < jnp.inf))) & ~nan

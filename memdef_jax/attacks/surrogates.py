@@ -129,9 +129,9 @@ def eot(function: Callable[..., jax.Array], samples: int, key: jax.Array, votes:
     of the key and of the bits of each image: every iterate of an attack meets fresh noise, equal
     images meet equal noise, and an image's logits do not depend on its batch.
 
-    Attacks do not take one draw's word for a success: at the end of each run, what fooled the mean
-    of the draws is shown to `votes` fresh ones, and counts only if the class that most of them
-    predict is still the wrong one (the target, for a targeted attack).
+    Attacks do not take one draw's word for a success: what fooled the mean of the draws is shown to
+    `votes` fresh ones, and counts only if the class that most of them predict is still the wrong
+    one (the target, for a targeted attack).
 
     Args:
       function: `(x[b, H, W, C], key) -> logits[b, K]`; it is mapped over images and draws, and so

@@ -14,7 +14,6 @@ from memdef_jax.attacks import driver, objectives
 from memdef_jax.attacks.attack import Attack
 from memdef_jax.attacks.logits import Logits, LogitsFunction
 from memdef_jax.attacks.state import Result
-from memdef_jax.attacks.surrogates import compose
 from memdef_jax.checks import InputError, check_images
 
 
@@ -34,8 +33,8 @@ class Transfer:
 
     Attributes:
       attack: what crafts the images.
-      source: any `x -> logits` with as many classes as the target. If it is random (`eot`), its
-        draws give gradients, and no vote on it is taken.
+      source: any `x -> logits` with as many classes as the target. If it is random, wrap it with
+        `eot`.
     """
 
     attack: Attack
@@ -76,7 +75,7 @@ class Transfer:
           InputError: as `Attack.run`, or when source and target have other numbers of classes.
         """
         target = LogitsFunction.of(logits_fn)
-        source = _without_vote(LogitsFunction.of(self.source))
+        source = LogitsFunction.of(self.source)
         check_images(x)
         if len(x) > 0:
             _check_classes(source, target, x)
@@ -115,23 +114,12 @@ def _to_the_end(attack: Attack) -> Attack:
     return replace(attack, early_stop=False)  # type: ignore[type-var]
 
 
-def _without_vote(source: LogitsFunction) -> LogitsFunction:
-    """The source's draws decide nothing here, and a refused image would come back clean."""
-    if source.judge is None:
-        return source
-    return LogitsFunction.of(compose(source.function, _identity))
-
-
-def _identity(logits: jax.Array) -> jax.Array:
-    return logits
-
-
 def _judge(
     target: LogitsFunction, targeted: bool, images: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Whether each image fools the target, and whether the target gave NaN for it, bool [B]."""
-    logits = (target.judge or target)(images)
-    return objectives.fooled(logits, y, targeted), objectives.has_nan(logits)
+    logits = target(images)
+    return target.fooled(images, logits, y, targeted), objectives.has_nan(logits)
 
 
 _judge_compiled = jax.jit(_judge, static_argnums=1)

@@ -164,27 +164,21 @@ def test_lucky_draws_are_no_success_and_the_attack_goes_on():
     result = RUNS.run(random, x, y, key=KEY)
     assert lucky.success.mean() > 0.9
     assert not result.success.any()
-    # What a run found is taken back, and the next one starts.
-    assert (result.forward > lucky.forward).mean() > 0.9
-    refused = result.run == -1
-    assert refused.any()
-    np.testing.assert_array_equal(result.images[refused], x[refused])
-    np.testing.assert_array_equal(result.norm[refused], 0)
+    assert (result.steps == 3 * 3).all()
 
 
 def test_a_random_defense_that_falls_is_reported_as_fallen():
     x, y, mean = grey(32)
     random = eot(Coin(mean, share=0.3, depth=0.05), 1, KEY, votes=201)
-    once = replace(RUNS, restarts=1).run(random, x, y, key=KEY)
-    often = replace(RUNS, restarts=8).run(random, x, y, key=KEY)
-    assert 0 < once.success.mean() < 0.6
-    assert often.success.mean() > once.success.mean() + 0.2
-    assert (often.run[often.success] > 0).any()
+    darker = lambda record: mean - record.images.mean((1, 2, 3))  # noqa: E731
+    lucky = RUNS.run(unvoted(random), x, y, key=KEY)
+    assert (lucky.success & (darker(lucky) < 0.04)).any()
+    result = replace(RUNS, restarts=2).run(random, x, y, key=KEY)
+    assert result.success.all()
     # Success means that the image itself is one that fools, not that it once did.
-    darker = mean - often.images.mean((1, 2, 3))
-    np.testing.assert_array_equal(darker >= 0.05 - 1e-6, often.success)
-    whole = jax.jit(lambda fn: replace(RUNS, restarts=8).run(fn, x, y, key=KEY))(random)
-    assert_same(whole, often)
+    assert (darker(result) >= 0.05 - 1e-6).all()
+    whole = jax.jit(lambda fn: replace(RUNS, restarts=2).run(fn, x, y, key=KEY))(random)
+    assert_same(whole, result)
 
 
 def test_the_vote_draws_anew():
@@ -208,7 +202,7 @@ class Darken(Attack):
 
     def init(self, fn, x, y, keys, run):
         size = jnp.array([0.02, 0.1, 0.3])[run]
-        hit = jnp.argmax(fn(x - size), -1) != y
+        hit = fn.fooled(x - size, fn(x - size), y, False)
         state = State.blank(x, y)
         image = jnp.where(hit[:, None, None, None], x - size, x)
         score = jnp.where(hit, -size, state.score)
