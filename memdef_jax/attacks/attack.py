@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax.attacks import driver
+from memdef_jax.attacks import driver, objectives
 from memdef_jax.attacks.logits import Logits, LogitsFunction
 from memdef_jax.attacks.state import Result, State
 from memdef_jax.checks import InputError, check_eps, check_images, check_labels, is_traced
@@ -147,6 +147,19 @@ class Attack:
         check_labels(y, batch, classes)
         stages, notes = attack.plan(classes)
         return driver.run(stages, fn, x, y, keys, traced, notes)
+
+
+def judge_clean(fn: LogitsFunction, state: State, targeted: bool) -> State:
+    """The samples that fool without any help are done."""
+    logits = fn(state.x)
+    hit = fn.fooled(state.x, logits, state.y, targeted)
+    return replace(
+        state.count(1, 0),
+        success=hit,
+        score=jnp.where(hit, jnp.inf, state.score),
+        done=hit,
+        nan=objectives.has_nan(logits),
+    )
 
 
 def check_number(name: str, value: Number, *, above_zero: bool = False) -> None:

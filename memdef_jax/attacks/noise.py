@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.attack import Attack, Number, check_budget, check_count, static
+from memdef_jax.attacks.attack import (
+    Attack,
+    Number,
+    check_budget,
+    check_count,
+    judge_clean,
+    static,
+)
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State
 from memdef_jax.checks import InputError
@@ -212,16 +219,3 @@ class BlendedUniform(Attack):
                 high=jnp.where(hit, share, own.high),
             ),
         )
-
-
-def judge_clean(fn: LogitsFunction, state: State, targeted: bool) -> State:
-    """The samples that fool without any help are done."""
-    logits = fn(state.x)
-    hit = fn.fooled(state.x, logits, state.y, targeted)
-    return replace(
-        state.count(1, 0),
-        success=hit,
-        score=jnp.where(hit, jnp.inf, state.score),
-        done=hit,
-        nan=objectives.has_nan(logits),
-    )

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.attack import Attack, check_count, static
+from memdef_jax.attacks.attack import Attack, check_count, judge_clean, static
 from memdef_jax.attacks.logits import LogitsFunction
-from memdef_jax.attacks.noise import judge_clean
 from memdef_jax.attacks.state import State
 from memdef_jax.checks import InputError
 
