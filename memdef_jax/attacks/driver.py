@@ -98,6 +98,8 @@ def whole_loop(
 ) -> Result:
     """The attack as one lax loop (two, nested, with several runs), for use under a trace."""
     attack, fn, x, y, keys = jax.lax.stop_gradient((attack, fn, x, y, keys))
+    # Under shard_map numbers must vary over devices as the batch does, to be part of its state.
+    attack = jax.tree.map(lambda number: number + 0.0 * y, attack)
     core = attack.core
 
     def go_on(carry: tuple[jax.Array, State]) -> jax.Array:

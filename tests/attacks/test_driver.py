@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memdef_jax.attacks import BIM, FGSM, PGD, CarliniWagnerL2, driver
+from memdef_jax.attacks import (
+    APGD,
+    BIM,
+    FAB,
+    FGSM,
+    PGD,
+    AutoAttack,
+    CarliniWagnerL2,
+    Square,
+    driver,
+)
 
 KEY = jax.random.key(3)
 QUICK = pytest.mark.usefixtures("quick_compile")
@@ -21,11 +31,20 @@ ATTACKS = {
     "pgd-l2": PGD(norm="l2", eps=0.15, step_size=0.04, steps=7, restarts=2, early_stop=False),
     "cw": CarliniWagnerL2(search_steps=3, steps=20, learning_rate=0.05, initial_const=1.0),
 }
+CASCADE = AutoAttack(
+    eps=0.05,
+    version="custom",
+    attacks=(
+        APGD(eps=0.05, steps=5),
+        FAB(eps=0.05, steps=3, targets=2),
+        Square(eps=0.05, steps=9),
+    ),
+)
 whole = jax.jit(lambda attack, model, x, y, key: attack.run(model, x, y, key=key))
 
 
 def assert_same(a, b):
-    a, b = replace(a, seconds=None), replace(b, seconds=None)
+    a, b = (replace(record, seconds=None, stages=(), notes=()) for record in (a, b))
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
 
@@ -61,13 +80,13 @@ def test_an_image_does_not_depend_on_its_batch(mlp_problem, name):
 
 
 @QUICK
-@pytest.mark.parametrize("name", ["bim", "pgd-l2"])
-def test_a_sweep_of_eps_by_vmap_equals_separate_runs(mlp_problem, name):
+@pytest.mark.parametrize("attack", [ATTACKS["bim"], ATTACKS["pgd-l2"], CASCADE])
+def test_a_sweep_of_eps_by_vmap_equals_separate_runs(mlp_problem, attack):
     model, x, y = mlp_problem()
     epsilons = jnp.array([0.0, 0.02, 0.1])
 
     def run(eps):
-        return replace(ATTACKS[name], eps=eps).run(model, x, y, key=KEY)
+        return replace(attack, eps=eps).run(model, x, y, key=KEY)
 
     sweep = jax.jit(jax.vmap(run))(epsilons)
     for i, eps in enumerate(epsilons):
@@ -202,7 +221,8 @@ def test_an_empty_batch_gives_an_empty_result(linear_problem, name):
 SHARDED = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from memdef_jax.attacks import PGD, CarliniWagnerL2
+from memdef_jax.attacks import APGD, FAB, PGD, AutoAttack, CarliniWagnerL2, Square
+cascade = APGD(eps=.03, steps=4), FAB(eps=.03, steps=2, targets=2), Square(eps=.03, steps=9)
 assert jax.device_count() == 8
 key = jax.random.key(0)
 w = jax.random.normal(key, (60, 4))
@@ -214,13 +234,17 @@ mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 placed = jax.device_put((x, y, keys), NamedSharding(mesh, P("data")))
 split = P("data")
 for attack in (PGD(eps=.03, step_size=.01, steps=5),
+               AutoAttack(eps=.03, version="custom", attacks=cascade),
                CarliniWagnerL2(search_steps=2, steps=10, learning_rate=.05)):
     run = lambda fn, x, y, keys: attack.run(fn, x, y, key=keys)
     expected = run(fn, x, y, keys)
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), split, split, split), out_specs=split)
     for result in (jax.jit(run)(fn, *placed), run(fn, *placed), jax.jit(mapped)(fn, *placed)):
         assert len(result.images.sharding.device_set) == 8
-        a, b = (dataclasses.replace(record, seconds=None) for record in (expected, result))
+        a, b = (
+            dataclasses.replace(record, seconds=None, stages=(), notes=())
+            for record in (expected, result)
+        )
         for a, b in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
 """
