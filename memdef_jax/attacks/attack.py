@@ -145,7 +145,8 @@ class Attack:
         traced = driver.under_trace(fn, attack, x, y, keys)
         classes = driver.classes(fn, x)
         check_labels(y, batch, classes)
-        stages, notes = attack.plan(classes)
+        planned, notes = attack.plan(classes)
+        stages = [_per_sample(stage, batch) for stage in planned]
         return driver.run(stages, fn, x, y, keys, traced, notes)
 
 

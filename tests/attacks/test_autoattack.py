@@ -94,6 +94,16 @@ def test_eager_equals_whole_loop_and_eps_may_differ_per_sample(mlp_problem):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_published_versions_run_to_the_end_and_fell_what_can_be_felled(linear_problem, version):
+    model, x, y = linear_problem(batch=8, classes=3)
+    eps = np.array([0.0] * 2 + [0.4] * 6, np.float32)
+    record = AutoAttack(eps=eps, version=version).run(model, x, y, key=KEY)
+    np.testing.assert_array_equal(record.success, eps > 0)
+    for stage, attack in zip(record.stages, AutoAttack(eps=0.1, version=version).plan(3)[0]):
+        assert (stage.steps[:2] == attack.num_steps * attack.repeats).all()
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_degrade_with_notes(linear_problem, classes):
     model, x, y = linear_problem(batch=4, classes=classes)
