@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memdef_jax.attacks import BIM, FGSM, PGD, balls, presets
+from memdef_jax.attacks import BIM, FGSM, MIFGSM, PGD, RFGSM, balls, presets
+from memdef_jax.checks import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -71,6 +72,117 @@ def numpy_pgd(model, x, y, start, norm, eps, rate, steps, targeted):
             delta = delta * np.minimum(1, eps / size)
         z = np.clip(x + delta, 0, 1)
     return z
+
+
+def softmax(z):
+    z = np.exp(z - z.max(-1, keepdims=True))
+    return z / z.sum(-1, keepdims=True)
+
+
+def numpy_slopes(loss, logits, y, clean, targeted):
+    """Gradient of what the attacker raises with respect to float64 logits, by hand."""
+    rows, eye = np.arange(len(y)), np.eye(logits.shape[1])
+    order = np.argsort(-logits, axis=1)
+    sorted_logits = np.take_along_axis(logits, order, axis=1)
+    if loss == "cross_entropy":
+        slopes = softmax(logits) - eye[y]
+    elif loss == "kl":
+        slopes = softmax(logits) - softmax(clean)
+    elif loss == "margin":
+        slopes = eye[np.where(order[:, 0] == y, order[:, 1], order[:, 0])] - eye[y]
+    elif targeted:  # DLR, by the quotient rule
+        label = clean.argmax(1)
+        top = logits[rows, y] - logits[rows, label]
+        scale = sorted_logits[:, 0] - (sorted_logits[:, 2] + sorted_logits[:, 3]) / 2
+        inner = eye[order[:, 0]] - (eye[order[:, 2]] + eye[order[:, 3]]) / 2
+        return (eye[y] - eye[label]) / scale[:, None] - inner * (top / scale**2)[:, None]
+    else:
+        other = np.where(order[:, 0] == y, order[:, 1], order[:, 0])
+        top = logits[rows, other] - logits[rows, y]
+        scale = sorted_logits[:, 0] - sorted_logits[:, 2]
+        inner = eye[order[:, 0]] - eye[order[:, 2]]
+        slopes = (eye[other] - eye[y]) / scale[:, None] - inner * (top / scale**2)[:, None]
+    return -slopes if targeted else slopes
+
+
+def numpy_climb(model, x, y, start, eps, rate, steps, loss="cross_entropy", decay=None, aim=False):
+    """Signed-gradient ascent in the Linf ball on the one-hidden-layer network, in float64."""
+    w1, w2 = np.asarray(model.w1, np.float64), np.asarray(model.w2, np.float64)
+    y, x, z = np.asarray(y), np.asarray(x, np.float64), np.asarray(start, np.float64)
+    clean = np.maximum(x.reshape(len(x), -1) @ w1, 0) @ w2
+    velocity = 0.0
+    for _ in range(steps):
+        hidden = z.reshape(len(x), -1) @ w1
+        slopes = numpy_slopes(loss, np.maximum(hidden, 0) @ w2, y, clean, aim)
+        gradient = (((slopes @ w2.T) * (hidden > 0)) @ w1.T).reshape(x.shape)
+        if decay is not None:
+            size = np.abs(gradient).sum((1, 2, 3), keepdims=True)
+            velocity = gradient = decay * velocity + gradient / size
+        z = z + rate * np.sign(gradient)
+        z = np.clip(x + np.clip(z - x, -eps, eps), 0, 1)
+    return z
+
+
+def sample_keys(batch):
+    """The key of each sample in the first run."""
+    one = lambda i: jax.random.fold_in(jax.random.fold_in(KEY, i), 0)  # noqa: E731
+    return jax.vmap(one)(jnp.arange(batch))
+
+
+@pytest.mark.parametrize(
+    ("loss", "targeted"),
+    [("margin", False), ("kl", False), ("dlr", False), ("dlr", True), ("margin", True)],
+)
+def test_each_objective_agrees_with_plain_numpy(mlp_problem, loss, targeted):
+    model, x, y = mlp_problem(classes=5)
+    labels = (y + 1) % 5 if targeted else y
+    attack = PGD(eps=0.1, step_size=0.03, steps=4, loss=loss, targeted=targeted, early_stop=False)
+    start = balls.random_start(x, jnp.full(8, 0.1), "linf", sample_keys(8))
+    expected = numpy_climb(model, x, labels, start, 0.1, 0.03, 4, loss, aim=targeted)
+    result = attack.run(model, x, labels, key=KEY)
+    np.testing.assert_allclose(result.images, expected, atol=1e-5)
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_mifgsm_agrees_with_plain_numpy(mlp_problem, decay):
+    model, x, y = mlp_problem()
+    attack = MIFGSM(eps=0.2, step_size=0.03, steps=8, decay=decay, early_stop=False)
+    expected = numpy_climb(model, x, y, x, 0.2, 0.03, 8, decay=decay)
+    np.testing.assert_allclose(attack(model, x, y), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["sign", "gaussian"])
+def test_rfgsm_agrees_with_plain_numpy(mlp_problem, noise):
+    model, x, y = mlp_problem()
+    draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(sample_keys(8))
+    step = np.sign(draw) if noise == "sign" else np.asarray(draw)
+    start = np.clip(np.asarray(x) + 0.04 * step, 0, 1)
+    expected = numpy_climb(model, x, y, start, 0.1, 0.06, 1)
+    attack = RFGSM(eps=0.1, alpha=0.04, noise=noise, early_stop=False)
+    result = attack.run(model, x, y, key=KEY)
+    np.testing.assert_allclose(result.images, expected, atol=1e-5)
+    np.testing.assert_array_equal(result.success, np.argmax(model(result.images), -1) != y)
+
+
+def test_dlr_gives_way_to_the_margin_below_four_classes_and_says_so(linear_problem):
+    model, x, y = linear_problem(classes=3)
+    result = BIM(eps=0.05, step_size=0.02, steps=4, loss="dlr").run(model, x, y)
+    margin = BIM(eps=0.05, step_size=0.02, steps=4, loss="margin").run(model, x, y)
+    assert len(result.notes) == 1
+    assert "'dlr' is undefined for 3 classes" in result.notes[0]
+    assert margin.notes == ()
+    np.testing.assert_array_equal(result.images, margin.images)
+
+
+def test_what_cannot_be_combined_is_refused(linear_problem):
+    model, x, y = linear_problem()
+    with pytest.raises(InputError, match=r"alpha 0\.2 is above eps 0\.1"):
+        RFGSM(eps=0.1, alpha=0.2)(model, x, y, key=KEY)
+    with pytest.raises(InputError, match="noise 'uniform' is unknown"):
+        RFGSM(eps=0.1, alpha=0.05, noise="uniform")
+    with pytest.raises(InputError, match="'kl' knows no target"):
+        PGD(eps=0.1, step_size=0.1, loss="kl", targeted=True)
 
 
 def test_bim_is_pgd_without_random_start(mlp_problem):
