@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 # Steps a dispatch on accelerators. On a CPU it is one, because XLA's CPU backend runs the gradient
 # of an ordinary convolution up to ten times slower inside a loop than in the entry computation.
 CHUNK = 8
-# Smaller batches are powers of two, each at most a quarter of the one before, so that there are few
-# programs to compile; at most this many, none below the floor.
-SMALLER_SIZES = 3
+# Smaller batches are powers of two. A program costs about a second to compile, so attacks of few
+# steps get few sizes: each at most a quarter of the one before, and three. Long ones go by halves.
+SHORT_SIZES, LONG_SIZES = 3, 5
+LONG = 200  # steps, over all runs
 SMALLEST = 8
 
 
@@ -46,11 +47,19 @@ def classes(fn: LogitsFunction, x: jax.Array) -> int:
     return int(_logits.eval_shape(fn, x).shape[1])
 
 
-def packing_sizes(batch: int) -> tuple[int, ...]:
-    """The batch sizes, largest first, that an eager run over `batch` samples may compile for."""
+def packing_sizes(batch: int, steps: int) -> tuple[int, ...]:
+    """The batch sizes, largest first, that an eager run may compile for.
+
+    Each costs up to four programs: the attack's `init`, `step` and `finish`, and a re-packing.
+
+    Args:
+      batch: samples at first.
+      steps: that a sample may need, over all runs.
+    """
+    most, shrink = (LONG_SIZES, 2) if steps >= LONG else (SHORT_SIZES, 4)
     sizes = [batch]
-    while len(sizes) <= SMALLER_SIZES and sizes[-1] // 4 >= SMALLEST:
-        sizes.append(2 ** ((sizes[-1] // 4).bit_length() - 1))
+    while len(sizes) <= most and sizes[-1] // shrink >= SMALLEST:
+        sizes.append(2 ** ((sizes[-1] // shrink).bit_length() - 1))
     return tuple(sizes)
 
 
@@ -141,7 +150,8 @@ def in_chunks(
     """
     devices: Any = x.sharding.device_set
     # Packing a batch that is spread over devices would move images between them.
-    sizes = packing_sizes(len(x)) if len(devices) == 1 else (len(x),)
+    steps = attack.num_steps * attack.repeats
+    sizes = packing_sizes(len(x), steps) if len(devices) == 1 else (len(x),)
     chunk = steps_a_dispatch(attack, next(iter(devices)).platform)
     best = replace(_blank(x, y), done=skip)
     clock = _Clock(len(x))

@@ -122,7 +122,7 @@ def test_other_numbers_weights_and_keys_compile_nothing(mlp_problem, linear, nam
     model, x, y = mlp_problem(batch=24)
     ATTACKS[name].run(Counting(model), x, y, key=KEY)
     sizes = {shape[0] for shape in traces}
-    assert sizes <= set(driver.packing_sizes(24))
+    assert sizes <= set(driver.packing_sizes(24, 60))
     other = jax.tree.map(lambda leaf: leaf * 2.0 + 0.1, ATTACKS[name])
     # Which smaller batches are met depends on the values; the second run is compared by function.
     seen = set(traces)
@@ -138,9 +138,11 @@ def test_other_numbers_weights_and_keys_compile_nothing(mlp_problem, linear, nam
 
 
 def test_packing_sizes_are_few():
-    assert driver.packing_sizes(128) == (128, 32, 8)
-    assert driver.packing_sizes(1000) == (1000, 128, 32, 8)
-    assert driver.packing_sizes(5) == (5,)
+    assert driver.packing_sizes(128, 40) == (128, 32, 8)
+    assert driver.packing_sizes(1000, 40) == (1000, 128, 32, 8)
+    assert driver.packing_sizes(128, 900) == (128, 64, 32, 16, 8)
+    assert driver.packing_sizes(1000, 900) == (1000, 256, 128, 64, 32, 16)
+    assert driver.packing_sizes(5, 900) == (5,)
 
 
 @QUICK
