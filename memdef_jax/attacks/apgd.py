@@ -130,7 +130,8 @@ class APGD(Attack):
             if self.early_stop:
                 already = fn.fooled(x, logits, y, self.targeted)
             if self.targets:
-                target = objectives.rival(logits, y, run % self.targets)
+                others = objectives.likeliest_others(logits, y)
+                target = jnp.take(others, run % self.targets, axis=-1)
             if self._looks_at_clean:
                 reference = logits
         z = x

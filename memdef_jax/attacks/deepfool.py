@@ -82,10 +82,10 @@ class DeepFool(Attack):
         self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
     ) -> State:
         logits = fn(x)
-        hit = objectives.fooled(logits, y, self.targeted)
+        hit = fn.fooled(x, logits, y, self.targeted)
         classes = None
         if not self.targeted:
-            classes = hyperplanes.likeliest_others(logits, y, self.candidates)
+            classes = objectives.likeliest_others(logits, y, self.candidates)
         gap = objectives.gain("margin", logits, y, self.targeted)
         state = State.blank(x, y).count(1, 0)
         return replace(
@@ -101,7 +101,7 @@ class DeepFool(Attack):
         own: _Walk = state.own
         logits, pull = jax.vjp(fn, own.point)
         if own.classes is None:
-            up, down = state.y[:, None], hyperplanes.likeliest_others(logits, state.y, 1)
+            up, down = state.y[:, None], objectives.likeliest_others(logits, state.y, 1)
         else:
             up, down = own.classes, state.y[:, None]
         gradient, value = hyperplanes.closest(logits, pull, up, down, self.norm)

@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, hyperplanes, objectives
-from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
+from memdef_jax.attacks.attack import (
+    Attack,
+    Number,
+    check_budget,
+    check_count,
+    check_number,
+    static,
+)
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State
-from memdef_jax.checks import InputError, check_eps
+from memdef_jax.checks import InputError
 
 # Twice the distance of random starts where no eps is given, as in the authors' code.
 _RADIUS = {"linf": 0.3, "l2": 1.0}
@@ -55,8 +62,8 @@ class FAB(Attack):
       restarts: runs in all, for each target; the first starts at the clean image, others at a
         random point at distance eps/2 (without eps: 0.15 for Linf, 0.5 for L2).
       targets: 0 approaches the closest boundary to any class, for as many backward passes an
-        iteration as there are other classes. n > 0 is FAB-T (AutoAttack's, arXiv 2003.01690,
-        section 5): n runs, run r towards the (r mod n)-th most likely other class of the clean
+        iteration as there are other classes. n > 0 is FAB-T (AutoAttack's, arXiv 2003.01690):
+        n runs, run r towards the (r mod n)-th most likely other class of the clean
         image, for one backward pass; an image of any wrong class counts.
       alpha_max: largest weight of the clean image's projection.
       eta: factor by which projections are prolonged.
@@ -111,16 +118,12 @@ class FAB(Attack):
         return replace(self, steps=1, restarts=1)
 
     def plan(self, classes: int) -> tuple[tuple[Attack, ...], tuple[str, ...]]:
-        if self.targets < classes:
-            return (self,), ()
-        return (replace(self, targets=classes - 1),), (
-            f"FAB cannot try {self.targets} targets with {classes} classes; "
-            f"{classes - 1} were used instead.",
-        )
+        targets, notes = objectives.targets_for_classes(self.targets, classes)
+        return (replace(self, targets=targets),), notes
 
     def check(self) -> None:
         if self.eps is not None:
-            check_eps(self.eps) if self.norm == "linf" else check_number("eps", self.eps)
+            check_budget(self.eps, self.norm)
         check_number("alpha_max", self.alpha_max)
         check_number("eta", self.eta, above_zero=True)
         check_number("beta", self.beta)
@@ -129,10 +132,10 @@ class FAB(Attack):
         self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
     ) -> State:
         logits = fn(x)
-        hit = objectives.fooled(logits, y, self.targeted)
+        hit = fn.fooled(x, logits, y, self.targeted)
         up = None
         if not self.targeted:
-            up = hyperplanes.likeliest_others(logits, y)
+            up = objectives.likeliest_others(logits, y)
         if up is not None and self.targets:
             up = jax.lax.dynamic_slice_in_dim(up, run % self.targets, 1, axis=1)
         point = x
@@ -150,13 +153,13 @@ class FAB(Attack):
         own: _Walk = state.own
         logits, pull = jax.vjp(fn, own.point)
         if own.up is None:
-            up, down = state.y[:, None], hyperplanes.likeliest_others(logits, state.y, 1)
+            up, down = state.y[:, None], objectives.likeliest_others(logits, state.y, 1)
         else:
             up, down = own.up, state.y[:, None]
         gradient, value = hyperplanes.closest(logits, pull, up, down, self.norm)
         image = self._between(state.x, own.point, gradient, value)
         logits = fn(image)
-        hit = hyperplanes.clear_hit(logits, state.y, self.targeted)
+        hit = hyperplanes.clear_hit(fn, image, logits, state.y, self.targeted)
         back = state.x + balls.per_image(self.beta) * (image - state.x)
         own = replace(own, point=jnp.where(balls.per_image(hit), back, image))
         state = replace(
@@ -190,7 +193,7 @@ class FAB(Attack):
     def _between(
         self, x: jax.Array, point: jax.Array, gradient: jax.Array, value: jax.Array
     ) -> jax.Array:
-        """The mixture of both projections (equations 7 and 9 of the paper)."""
+        """The mixture of both overshot projections, the biased step of the paper."""
         at_x = value + jnp.sum(gradient * (x - point), axis=(1, 2, 3))
         step = hyperplanes.project(point, gradient, value, self.norm)
         anchor = hyperplanes.project(x, gradient, at_x, self.norm)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.logits import Logits
+from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import where
 
 _AXES = (-3, -2, -1)
@@ -29,23 +29,17 @@ _CAUTION = 0.05
 _TINY = 1e-30
 
 
-def clear_hit(logits: jax.Array, labels: jax.Array, targeted: bool) -> jax.Array:
-    """Whether the prediction is what the attacker wants by more than rounding, bool [B]."""
+def clear_hit(
+    fn: LogitsFunction, images: jax.Array, logits: jax.Array, labels: jax.Array, targeted: bool
+) -> jax.Array:
+    """`LogitsFunction.fooled`, and by more than rounding, bool [B]."""
     gap = objectives.gain("margin", logits, labels, targeted)
-    return objectives.fooled(logits, labels, targeted) & (gap >= _rounding(logits))
+    return (gap >= _rounding(logits)) & fn.fooled(images, logits, labels, targeted)
 
 
 def _rounding(logits: jax.Array) -> jax.Array:
     size = jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0.0)
     return _ROUNDING * jnp.max(size, axis=-1)
-
-
-def likeliest_others(logits: jax.Array, labels: jax.Array, count: int | None = None) -> jax.Array:
-    """The classes besides the label, the most likely first, int32 [B, count]; all for None."""
-    others = logits.shape[-1] - 1
-    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    ranked = jax.lax.top_k(jnp.where(own, -jnp.inf, logits), min(count or others, others))
-    return ranked[1]
 
 
 def dual_length(gradient: jax.Array, norm: str) -> jax.Array:
@@ -68,8 +62,8 @@ def closest(
     """The closest of several linearised boundaries, by as many backward passes.
 
     Each is where the logits of two classes are equal. Its distance is |difference| over the dual
-    norm of the difference's gradient (Hein & Andriushchenko 2017, arXiv 1705.08475, eq. 3); the box
-    is not considered. Classes that do not react to the image are infinitely far away.
+    norm of the difference's gradient (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599, section 3.3);
+    the box is not considered. Classes that do not react to the image are infinitely far away.
 
     Args:
       logits: [B, K].
@@ -110,7 +104,7 @@ def cross(gradient: jax.Array, value: jax.Array, norm: str) -> jax.Array:
 
 
 def project(point: jax.Array, gradient: jax.Array, value: jax.Array, norm: str) -> jax.Array:
-    """Smallest move from a point onto a hyperplane, within [0, 1] (Croce & Hein 2020, eq. 4).
+    """Smallest move from a point onto a hyperplane, within [0, 1] (the step of arXiv 1907.02044).
 
     The move is min(t, room) for "linf" and min(t |w|, room) for "l2" in each pixel, `room` being
     what the box leaves in the direction of the hyperplane; t is found by Newton's method from 0,
@@ -192,7 +186,7 @@ class _Line:
 
 
 def judge_and_retreat(
-    logits_fn: Logits,
+    fn: LogitsFunction,
     clean: jax.Array,
     image: jax.Array,
     labels: jax.Array,
@@ -207,7 +201,7 @@ def judge_and_retreat(
     rather a little before) and in the middle, until the expected gain is below the tolerance.
 
     Args:
-      logits_fn: the model.
+      fn: the model.
       clean: images [B, H, W, C] that do not fool.
       image: images [B, H, W, C] to be judged.
       labels: [B], the targets when `targeted`.
@@ -228,9 +222,9 @@ def judge_and_retreat(
         tried = jnp.clip(clean + balls.per_image(place) * (image - clean), 0.0, 1.0)
         tried = jnp.where(index == 0, image, tried)
         place = jnp.where(index == 0, 1.0, place)
-        logits = logits_fn(tried)
+        logits = fn(tried)
         gap = objectives.gain("margin", logits, labels, targeted)
-        here = clear_hit(logits, labels, targeted)
+        here = clear_hit(fn, tried, logits, labels, targeted)
         best = Judged(
             jnp.where(balls.per_image(here), tried, line.best.image),
             line.best.hit | here,

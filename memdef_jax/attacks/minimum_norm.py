@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from memdef_jax.attacks import balls, objectives
+from memdef_jax.attacks import balls, hyperplanes, objectives
 from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State, where
@@ -262,7 +262,7 @@ class FMN(_MinimumNorm):
         own = state.own
         falling = (1.0 + jnp.cos(jnp.pi * own.iteration / self.steps)) / 2.0
         gamma = _LAST_GAMMA + (self.gamma - _LAST_GAMMA) * falling
-        slope = _dual_length(gradient, self.norm)
+        slope = hyperplanes.dual_length(gradient, self.norm)
         gap = jnp.where(slope > 0, jnp.abs(value) / slope, jnp.inf)
         reach = balls.length(own.image - state.x, self.norm) + gap
         reach = jnp.where(jnp.isnan(reach), jnp.inf, reach)
@@ -283,10 +283,3 @@ def _log_odds_against(logits: jax.Array, labels: jax.Array) -> jax.Array:
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     others = jnp.where(own, -jnp.inf, logits)
     return jax.nn.logsumexp(others, axis=-1) - objectives.pick(logits, labels)
-
-
-def _dual_length(gradient: jax.Array, norm: str) -> jax.Array:
-    """Length [B] in the dual norm: the most that a linear function changes over a unit ball."""
-    if norm == "l2":
-        return balls.length(gradient, "l2")
-    return jnp.sum(jnp.abs(gradient), axis=(1, 2, 3))

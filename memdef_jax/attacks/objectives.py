@@ -102,11 +102,12 @@ def targets_for_classes(targets: int, classes: int) -> tuple[int, tuple[str, ...
     )
 
 
-def rival(logits: jax.Array, labels: jax.Array, rank: jax.Array) -> jax.Array:
-    """The class of the given rank (0 the likeliest) among all but the label's, int32 [B]."""
+def likeliest_others(logits: jax.Array, labels: jax.Array, count: int | None = None) -> jax.Array:
+    """The classes besides the label, the most likely first, int32 [B, count]; all for None."""
+    others = logits.shape[-1] - 1
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    order = jnp.argsort(jnp.where(own, -jnp.inf, logits), axis=-1, descending=True)
-    return jnp.take(order, rank, axis=-1).astype(jnp.int32)
+    ranked = jax.lax.top_k(jnp.where(own, -jnp.inf, logits), min(count or others, others))
+    return ranked[1]
 
 
 def towards(name: str, logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:

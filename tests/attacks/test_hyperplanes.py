@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memdef_jax.attacks import hyperplanes
+from memdef_jax.attacks import hyperplanes, objectives
+from memdef_jax.attacks.logits import LogitsFunction
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 project = jax.jit(hyperplanes.project, static_argnums=3)
@@ -86,7 +87,7 @@ def test_the_closest_hyperplane_is_chosen_by_the_dual_norm():
     point = jnp.full((2, 3, 1, 1), 0.5)
     logits, pull = jax.vjp(lambda x: x.reshape(2, 3) @ w + b, point)
     for norm, expected in (("linf", 2), ("l2", 2)):
-        up = hyperplanes.likeliest_others(logits, jnp.zeros(2, jnp.int32))
+        up = objectives.likeliest_others(logits, jnp.zeros(2, jnp.int32))
         np.testing.assert_array_equal(up, [[2, 1], [2, 1]])
         gradient, value = hyperplanes.closest(logits, pull, up, jnp.zeros((2, 1), int), norm)
         np.testing.assert_allclose(gradient[0].ravel(), w[:, expected])
@@ -107,7 +108,8 @@ def test_classes_that_do_not_react_are_never_chosen():
     gradient, value = hyperplanes.closest(logits, pull, up, jnp.zeros((2, 1), int), "linf")
     np.testing.assert_array_equal(gradient, -1.0)
     np.testing.assert_allclose(value, -1.6, rtol=1e-3)
-    np.testing.assert_array_equal(hyperplanes.clear_hit(logits, jnp.ones(2, int), False), True)
+    hit = hyperplanes.clear_hit(LogitsFunction.of(model), point, logits, jnp.ones(2, int), False)
+    np.testing.assert_array_equal(hit, True)
 
 
 def test_a_retreat_ends_between_the_boundary_and_the_image():
@@ -117,13 +119,13 @@ def test_a_retreat_ends_between_the_boundary_and_the_image():
 
     clean, image = jnp.zeros((3, 2, 2, 1)), jnp.ones((3, 2, 2, 1))
     image = image.at[2].set(0.1)  # does not fool
-    gap = model(clean)[:, 1]
+    fn, gap = LogitsFunction.of(model), model(clean)[:, 1]
     y = jnp.zeros(3, jnp.int32)
-    once = hyperplanes.judge_and_retreat(model, clean, image, y, False, gap, 1.0)
+    once = hyperplanes.judge_and_retreat(fn, clean, image, y, False, gap, 1.0)
     np.testing.assert_array_equal(once.image, image)
     np.testing.assert_array_equal(once.hit, [True, True, False])
     np.testing.assert_array_equal(once.forward, 1)
-    much = hyperplanes.judge_and_retreat(model, clean, image, y, False, gap, 0.01)
+    much = hyperplanes.judge_and_retreat(fn, clean, image, y, False, gap, 0.01)
     np.testing.assert_array_equal(much.hit, once.hit)
     np.testing.assert_array_equal(much.image[2], image[2])
     assert (much.image[:2] >= 0.25).all()
