@@ -37,7 +37,7 @@ def tables(environment: Record, rows: Sequence[Record]) -> str:
     parts = ["# Speed of the attacks beside other libraries\n", ledger.preamble(environment)]
     for field, title in (
         ("images_per_second", "Images a second, warm"),
-        ("seconds", "Seconds to the final robust accuracy (of them compilation)"),
+        ("seconds", "Seconds to the final robust accuracy (and, beside them, of compilation)"),
         ("outcome", "What was reached: robust accuracy, for CW and DeepFool the median L2 norm"),
     ):
         parts += [f"## {title}\n", _table(attacked, field)]
@@ -83,7 +83,7 @@ def _cell(record: Record | None, row: Record, field: str) -> str:
         note = f" ({record['note']})" if record["note"] else ""
         return robust + note
     if field == "seconds" and record["compile"] is not None:
-        extra = f" ({record['compile']:.1f}){extra}"
+        extra = f" (+{record['compile']:.1f}){extra}"
     return f"{record[field]:.3g}{extra}"
 
 

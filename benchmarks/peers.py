@@ -8,7 +8,7 @@ batches of 128, in turn, in one process. Stopped, the same command continues beh
 finished row.
 
   images/s    warm: without compilation, the best of the passes over all images
-  seconds     from nothing to the robust accuracy of all images: compilation, attack, judging
+  seconds     to the robust accuracy of all images: attack and judging, without compilation
   compile     what the first pass took more than a warm one, with an empty cache
   ratio       ours by the best peer's; images/s above 1 and seconds below 1 are in our favour
 """

@@ -91,7 +91,7 @@ class Measurement:
         return {
             "images": self._count,
             "images_per_second": self._count / warm,
-            "seconds": (self._total - compiled) * factor + compiled,
+            "seconds": (self._total - compiled) * factor,
             "compile": compiled if self._compiles else None,
             "robust": self._outcome.robust,
             "median": float(np.median(norms)) if len(norms) else None,

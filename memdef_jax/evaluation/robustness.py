@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memdef_jax import __version__
-from memdef_jax.attacks import BIM, FGSM, PGD, Attack, CarliniWagnerL2, presets
+from memdef_jax.attacks import Attack, CarliniWagnerL2, presets
 from memdef_jax.attacks.driver import sample_keys
 from memdef_jax.checks import InputError, check_eps
 from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
@@ -27,6 +27,7 @@ from memdef_jax.evaluation.threats import DEPLOYED_SURFACES, WORST, Threat, pars
 from memdef_jax.files import check_writable
 from memdef_jax.training import Reporter, Silent
 
+_SPENT = ("run", "steps", "forward", "backward", "seconds")  # what `Result` says of each sample
 SHOWN = 8  # adversarial images a cell keeps, for the pictures
 
 
@@ -266,14 +267,18 @@ class _Lab:
             x = to_float(jnp.asarray(batch.images))
             y = jnp.asarray(batch.labels)
             success, norm, images = jnp.zeros(size, bool), jnp.zeros(size), x
+            spent: dict[str, Any] = {}
             if crafting is not None:
                 attack, crafted_on, name = crafting
-                if isinstance(attack, (FGSM, BIM, PGD)):
-                    attack = dataclasses.replace(attack, early_stop=name in DEPLOYED_SURFACES)
+                if hasattr(attack, "early_stop"):
+                    attack = dataclasses.replace(  # type: ignore[type-var]
+                        attack, early_stop=name in DEPLOYED_SURFACES
+                    )
                 surface = crafted_on.surfaces(x, y)[name]
                 result = attack.run(surface, x, y, key=keys[places.images])
                 success, norm, images = result.success, result.norm, result.images
                 _check_budget(attack, x, images)
+                spent = {name: getattr(result, name) for name in _SPENT}
             answer, slot = _decisions(defense, images)
             part = {
                 "correct": answer == y,
@@ -283,6 +288,7 @@ class _Lab:
                 "slot": slot,
                 "success": success,
                 "norm": norm,
+                **spent,
             }
             part = {key: np.asarray(value)[batch.valid] for key, value in part.items()}
             if not parts:
@@ -323,6 +329,10 @@ class _Lab:
             "variants": dict(variants or {}),
             "paper": paper,
             "paper_selector": paper_accuracy(identity["dataset"], alone, name, eps),
+            "passes": {
+                name: float(outcomes[name].mean()) if name in outcomes else 0.0
+                for name in ("forward", "backward")
+            },
             "seconds": round(seconds, 3),
             "device": jax.devices()[0].device_kind,
             "versions": {

@@ -5,7 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memdef_jax.attacks import BIM, FGSM, PGD, CarliniWagnerL2, compose, eot, presets
+from memdef_jax.attacks import (
+    APGD,
+    BIM,
+    DDN,
+    FAB,
+    FGSM,
+    FMN,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    BlendedUniform,
+    CarliniWagnerL2,
+    CarliniWagnerLinf,
+    DeepFool,
+    Noise,
+    SinglePixel,
+    Square,
+    compose,
+    eot,
+    presets,
+)
 from memdef_jax.checks import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -67,6 +88,17 @@ def test_labels(y, words):
         (FGSM(eps=np.array([0.1, 0.2, 0.3])), "one an image"),
         (BIM(eps=0.1, step_size=-1.0), "step_size -1"),
         (PGD(eps=0.1, step_size=0.1), "pass key="),
+        (RFGSM(eps=0.1, alpha=0.2), "alpha 0.2 is above eps 0.1"),
+        (MIFGSM(eps=0.1, step_size=0.1, decay=-1.0), "decay -1"),
+        (APGD(eps=8.0), "8/255"),
+        (FAB(eps=-1.0), "eps -1"),
+        (Square(eps=2.0), "8/255"),
+        (Square(eps=0.1, p_init=1.5), "p_init 1.5"),
+        (Noise(eps=-0.1), "eps -0.1"),
+        (AutoAttack(eps=8.0), "8/255"),
+        (DeepFool(overshoot=-1.0), "overshoot -1"),
+        (DDN(init_norm=0.0), "init_norm 0"),
+        (FMN(alpha=0.0), "alpha 0"),
         (CarliniWagnerL2(learning_rate=0.0), "learning_rate 0"),
         (CarliniWagnerL2(initial_const=0.0), "initial_const 0"),
         (CarliniWagnerL2(confidence=-1.0), "confidence -1"),
@@ -91,6 +123,12 @@ def test_an_l2_budget_may_exceed_one():
         (lambda: PGD(eps=0.1, step_size=0.1, restarts=2, random_start=False), "same run"),
         (lambda: BIM(eps=0.1, step_size=0.1, steps=2.5), "steps 2.5"),
         (lambda: CarliniWagnerL2(search_steps=0), "search_steps 0"),
+        (lambda: CarliniWagnerLinf(steps=0), "steps 0"),
+        (lambda: APGD(eps=0.1, targets=9, targeted=True), "use one of the two"),
+        (lambda: APGD(eps=0.1, loss="kl", targets=2), "'kl' knows no target"),
+        (lambda: Square(eps=0.1, norm="l1"), "norm 'l1' is unknown"),
+        (lambda: SinglePixel(method="greedy"), "method 'greedy'"),
+        (lambda: Noise(eps=0.1, kind="salt"), "kind 'salt'"),
         (lambda: eot(model, 0, KEY), "samples 0"),
         (lambda: presets.memory_defense("deepfool", 0.1), "fgsm, bim, pgd, cw"),
         (lambda: presets.memory_defense("pgd"), "needs eps"),
@@ -139,6 +177,15 @@ def test_models(function, words):
         PGD(eps=0.1, step_size=0.1, steps=3),
         PGD(eps=0.1, step_size=0.1, steps=3, early_stop=False),
         CarliniWagnerL2(search_steps=1, steps=3),
+        CarliniWagnerLinf(search_steps=1, steps=3),
+        APGD(eps=0.1, steps=3),
+        FAB(steps=3),
+        Square(eps=0.1, steps=3),
+        DeepFool(steps=3),
+        DDN(steps=3),
+        SinglePixel(method="random", steps=3),
+        BlendedUniform(steps=3),
+        AutoAttack(eps=0.1, version="custom", attacks=(Square(eps=0.1, steps=3),)),
     ],
 )
 def test_nan_logits_are_named(attack):
