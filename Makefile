@@ -1,6 +1,7 @@
 # Everything here needs only Python 3.11 or later, pip and make.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 RUN ?= runs/demo
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 REQUIREMENTS := requirements/py$(VERSION).txt
@@ -21,8 +22,9 @@ $(STAMP): $(wildcard requirements/*.txt)
 demo: setup      ## train Memory Defense on Fashion-MNIST, attack it, print what holds (10 minutes)
 	$(PY) -m eval.demo --run $(RUN)
 
+# Whole files to a worker, because its tests share what was expensive to make.
 test: setup      ## every test, warnings as errors
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: setup      ## style, format, types
 	$(PY) -m ruff check .

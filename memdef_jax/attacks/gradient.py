@@ -103,7 +103,8 @@ class _Climb(Attack):
             return balls.random_start(x, self.spread, self.norm, keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
         noise = jnp.sign(noise) if self.start == "sign" else noise
-        return jnp.clip(x + balls.per_image(self.spread) * noise, 0.0, 1.0)
+        moved = x + balls.per_image(self.spread) * noise
+        return balls.project(moved, x, self.eps, self.norm)
 
     def _gain(self, logits: jax.Array, state: State) -> jax.Array:
         reference = state.own.reference

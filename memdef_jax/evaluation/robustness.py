@@ -27,7 +27,8 @@ from memdef_jax.evaluation.threats import DEPLOYED_SURFACES, WORST, Threat, pars
 from memdef_jax.files import check_writable
 from memdef_jax.training import Reporter, Silent
 
-_SPENT = ("run", "steps", "forward", "backward", "seconds")  # what `Result` says of each sample
+# What `Result` says of each sample's attack; not the seconds, which no two runs share.
+_SPENT = ("run", "steps", "forward", "backward")
 SHOWN = 8  # adversarial images a cell keeps, for the pictures
 
 
