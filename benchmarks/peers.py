@@ -8,7 +8,8 @@ batches of 128, in turn, in one process. Stopped, the same command continues beh
 finished row.
 
   images/s    warm: without compilation, the best of the passes over all images
-  seconds     to the robust accuracy of all images: attack and judging, without compilation
+  seconds     to the robust accuracy of all images, without compilation: a warm pass and, for the
+              peers, a forward pass that judges; ours has judged already (it is checked)
   compile     what the first pass took more than a warm one, with an empty cache
   ratio       ours by the best peer's; images/s above 1 and seconds below 1 are in our favour
 """

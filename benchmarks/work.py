@@ -176,13 +176,14 @@ def our_contender(
 
     def run(inputs: Any) -> Any:
         (x, y), count = inputs
-        return jax.block_until_ready(attack(model, x, y, key=jax.random.key(seed))), count
+        record = attack.run(model, x, y, key=jax.random.key(seed))
+        return jax.block_until_ready((record.images, record.success)), count
 
     def logits(x: np.ndarray) -> np.ndarray:
         parts = [judge_one(model, x[i : i + 128]) for i in range(0, len(x), 128)]
         return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
-    return Contender(OURS, prepare, run, lambda out: np.asarray(out[0])[: out[1]], logits)
+    return Contender(OURS, prepare, run, lambda out: np.asarray(out[0][0])[: out[1]], logits)
 
 
 @jax.tree_util.register_dataclass

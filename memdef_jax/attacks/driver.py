@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 # Steps a dispatch on accelerators. On a CPU it is one, because XLA's CPU backend runs the gradient
 # of an ordinary convolution up to ten times slower inside a loop than in the entry computation.
 CHUNK = 8
-# Smaller batches are powers of two. A program costs about a second to compile, so attacks of few
-# steps get few sizes: each at most a quarter of the one before, and three. Long ones go by halves.
-SHORT_SIZES, LONG_SIZES = 3, 5
+# Shares of a batch that it may shrink to. A program costs about a second to compile, so there are
+# few; long attacks, where what is wasted soon costs more than that, get twice as many.
+SHORT_SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 16)
+LONG_SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
 LONG = 200  # steps, over all runs
-SMALLEST = 8
+UNIT = 8  # smaller batches are multiples of it
 
 
 def under_trace(fn: LogitsFunction, *trees: Any) -> bool:
@@ -56,11 +57,10 @@ def packing_sizes(batch: int, steps: int) -> tuple[int, ...]:
       batch: samples at first.
       steps: that a sample may need, over all runs.
     """
-    most, shrink = (LONG_SIZES, 2) if steps >= LONG else (SHORT_SIZES, 4)
-    sizes = [batch]
-    while len(sizes) <= most and sizes[-1] // shrink >= SMALLEST:
-        sizes.append(2 ** ((sizes[-1] // shrink).bit_length() - 1))
-    return tuple(sizes)
+    shares = LONG_SHARES if steps >= LONG else SHORT_SHARES if steps > 1 else ()
+    smaller = {UNIT * -(-int(batch * share) // UNIT) for share in shares}
+    worth = [size for size in smaller if 0 < size <= max(shares) * batch]
+    return (batch, *sorted(worth, reverse=True))
 
 
 def steps_a_dispatch(attack: Attack, platform: str) -> int:
@@ -153,8 +153,13 @@ def in_chunks(
     steps = attack.num_steps * attack.repeats
     sizes = packing_sizes(len(x), steps) if len(devices) == 1 else (len(x),)
     chunk = steps_a_dispatch(attack, next(iter(devices)).platform)
-    best = replace(_blank(x, y), done=skip)
     clock = _Clock(len(x))
+    if steps == 1 and not np.asarray(skip).any():
+        record, nan = _single_step(attack.norm, attack.core, fn, x, y, keys)
+        _refuse_nan(np.asarray(nan), np.arange(len(x)))
+        clock.charge(np.arange(len(x)))
+        return replace(record, seconds=jnp.asarray(clock.seconds))
+    best = replace(_blank(x, y), done=skip)
     for index in range(attack.repeats):
         if np.asarray(best.done).all():
             break
@@ -291,6 +296,21 @@ def result(norm: str, best: State) -> Result:
         forward=best.forward,
         backward=best.backward,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _single_step(
+    norm: str,
+    core: Attack,
+    fn: LogitsFunction,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array | None,
+) -> tuple[Result, jax.Array]:
+    """A run of one step in one program: there is nothing to drop, and dispatches would count."""
+    state = _end(core, fn, _advance(core, fn, _begin(core, fn, State.blank(x, y), keys, 0)))
+    best = _keep(True, State.blank(x, y), state)
+    return result(norm, best), best.nan
 
 
 @jax.jit
