@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHUNK = 8
 # Shares of a batch that it may shrink to. A program costs about a second to compile, so there are
 # few; long attacks, where what is wasted soon costs more than that, get twice as many.
-SHORT_SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 16)
+SHORT_SHARES = (7 / 8, 3 / 4, 1 / 2, 1 / 4, 1 / 16)
 LONG_SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
 LONG = 200  # steps, over all runs
 UNIT = 8  # smaller batches are multiples of it
@@ -59,7 +59,7 @@ def packing_sizes(batch: int, steps: int) -> tuple[int, ...]:
     """
     shares = LONG_SHARES if steps >= LONG else SHORT_SHARES if steps > 1 else ()
     smaller = {UNIT * -(-int(batch * share) // UNIT) for share in shares}
-    worth = [size for size in smaller if 0 < size <= max(shares) * batch]
+    worth = [size for size in smaller if 0 < size <= 15 / 16 * batch]
     return (batch, *sorted(worth, reverse=True))
 
 

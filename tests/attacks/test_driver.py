@@ -139,8 +139,8 @@ def test_other_numbers_weights_and_keys_compile_nothing(mlp_problem, linear, nam
 
 def test_packing_sizes_are_few():
     assert driver.packing_sizes(128, 1) == (128,)
-    assert driver.packing_sizes(128, 40) == (128, 96, 64, 32, 8)
-    assert driver.packing_sizes(1000, 40) == (1000, 752, 504, 256, 64)
+    assert driver.packing_sizes(128, 40) == (128, 112, 96, 64, 32, 8)
+    assert driver.packing_sizes(1000, 40) == (1000, 880, 752, 504, 256, 64)
     assert driver.packing_sizes(128, 900) == (128, 112, 96, 80, 64, 48, 32, 16, 8)
     assert driver.packing_sizes(5, 900) == (5,)
 
