@@ -125,7 +125,7 @@ def whole_loop(
             state = _advance(core, fn, state)
         else:
             _, state = jax.lax.while_loop(go_on, one_step, (jnp.int32(0), state))
-        return _keep(attack.settles, best, _end(core, fn, state))
+        return _settle(attack, _keep(best, _end(core, fn, state)))
 
     best = replace(State.blank(x, y), done=skip)
     if attack.repeats == 1:
@@ -204,27 +204,28 @@ def _one_run(
     state = _begin_compiled(here, packed_fn, packed_best, keys, index)
     taken = 0
     while True:
+        after, steps = state, min(taken + 1, chunk, attack.num_steps - taken)
+        if chunk == 1 and steps:
+            # Under way while the host looks at the flags; samples that are done stay as they are.
+            after = _advance_compiled(here, packed_fn, state)
         done, nan = jax.device_get((state.done, state.nan))
         clock.charge(live)
         live = kept[~done]
         _refuse_nan(nan, kept)
-        if done.all() or taken == attack.num_steps:
+        if done.all() or not steps:
             break
         order = _pack(done, sizes)
         if len(order) < len(kept):
-            best = _store(attack, best, state, kept)
-            state, kept = _rows(state, order), kept[order]
+            best = _store(best, state, kept)
+            after, kept = _rows(after, order), kept[order]
             here, packed_fn = _attack_rows(core, kept), fn.take(kept)
-        steps = min(taken + 1, chunk, attack.num_steps - taken)
-        if chunk == 1:
-            state = _advance_compiled(here, packed_fn, state)
-        else:
-            state = _advance_many(here, packed_fn, state, steps)
-        taken += steps
+        if chunk > 1:
+            after = _advance_many(here, packed_fn, after, steps)
+        state, taken = after, taken + steps
     if not done.all():
         state = _end_compiled(here, packed_fn, state)
         _refuse_nan(np.asarray(state.nan), kept)
-    best = jax.block_until_ready(_store(attack, best, state, kept))
+    best = jax.block_until_ready(_settle(attack, _store(best, state, kept)))
     clock.charge(live if len(live) else kept)
     return best
 
@@ -279,10 +280,14 @@ def _end(attack: Attack, fn: LogitsFunction, state: State) -> State:
     return where(state.done, state, attack.finish(fn, state))
 
 
-def _keep(settles: bool, best: State, state: State) -> State:
-    """The better of what there was and a run's outcome; who takes part in the next run."""
-    best = where(best.done, best, merge(best, state))
-    return replace(best, done=best.done | best.success) if settles else best
+def _keep(best: State, state: State) -> State:
+    """The better of what there was and a run's outcome, for the samples that took part."""
+    return where(best.done, best, merge(best, state))
+
+
+def _settle(attack: Attack, best: State) -> State:
+    """After a run: who takes part in the next."""
+    return replace(best, done=best.done | best.success) if attack.settles else best
 
 
 def result(norm: str, best: State) -> Result:
@@ -309,7 +314,7 @@ def _single_step(
 ) -> tuple[Result, jax.Array]:
     """A run of one step in one program: there is nothing to drop, and dispatches would count."""
     state = _end(core, fn, _advance(core, fn, _begin(core, fn, State.blank(x, y), keys, 0)))
-    best = _keep(True, State.blank(x, y), state)
+    best = _keep(State.blank(x, y), state)
     return result(norm, best), best.nan
 
 
@@ -318,12 +323,12 @@ def _advance_many(attack: Attack, fn: LogitsFunction, state: State, steps: int) 
     return jax.lax.fori_loop(0, steps, lambda _, s: _advance(attack, fn, s), state)
 
 
-def _store(attack: Attack, best: State, state: State, kept: np.ndarray) -> State:
+def _store(best: State, state: State, kept: np.ndarray) -> State:
     """Bring the outcome of packed samples back to their places; may be repeated without harm."""
     state = replace(state, own=None)  # not needed, and so one program serves all attacks
     if len(kept) == len(best.done):
-        return _keep_compiled(attack.settles, best, state)
-    return _keep_rows(attack.settles, best, state, kept)
+        return _keep_compiled(best, state)
+    return _keep_rows(best, state, kept)
 
 
 @jax.jit
@@ -363,9 +368,9 @@ def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
-@partial(jax.jit, static_argnums=0)
-def _keep_rows(settles: bool, best: State, state: State, kept: jax.Array) -> State:
-    merged = _keep(settles, rows(best, kept), state)
+@jax.jit
+def _keep_rows(best: State, state: State, kept: jax.Array) -> State:
+    merged = _keep(rows(best, kept), state)
     return jax.tree.map(lambda whole, part: whole.at[kept].set(part), best, merged)
 
 
@@ -376,5 +381,5 @@ _begin_compiled = jax.jit(_begin)
 _advance_compiled = jax.jit(_advance)
 _end_compiled = jax.jit(_end)
 _fold_in = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
-_keep_compiled = partial(jax.jit, static_argnums=0)(_keep)
+_keep_compiled = jax.jit(_keep)
 _result = partial(jax.jit, static_argnums=0)(result)
