@@ -139,6 +139,8 @@ def test_a_live_bar_is_taken_down_however_a_program_ends(error):
 
 def test_control_c_ends_a_program_with_one_sentence(tmp_path):
     program = (
+        # A shell's background jobs, and so their children, are born ignoring it.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time; from memdef_jax import console\n"
         "console.run(lambda: (print('ready', flush=True), time.sleep(60)))"
     )

@@ -216,7 +216,9 @@ def _one_run(
             break
         order = _pack(done, sizes)
         if len(order) < len(kept):
-            best = _store(best, state, kept)
+            # Of those that go on, nothing is kept before it is final.
+            final = jnp.where(state.done, state.score, -jnp.inf)
+            best = _store(best, replace(state, score=final), kept)
             after, kept = _rows(after, order), kept[order]
             here, packed_fn = _attack_rows(core, kept), fn.take(kept)
         if chunk > 1:
