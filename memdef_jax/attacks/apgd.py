@@ -9,10 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, objectives
-from memdef_jax.attacks.attack import Attack, Number, check_budget, check_count, static
+from memdef_jax.attacks.attack import (
+    Attack,
+    Number,
+    check_budget,
+    check_count,
+    check_restarts,
+    static,
+)
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import State, where
-from memdef_jax.checks import InputError
 
 # Section 3 of the paper and its code: shares of `steps` for the first window, what each next one
 # is shorter by, and the shortest; what is kept of a step beside momentum.
@@ -88,12 +94,7 @@ class APGD(Attack):
         objectives.check_objective(self.loss, self.targeted or self.targets > 0)
         objectives.check_targets(self.targets, self.targeted)
         check_count("steps", self.steps)
-        check_count("restarts", self.restarts)
-        if self.restarts > 1 and not self.random_start:
-            raise InputError(
-                f"restarts {self.restarts} without random_start would repeat the same run; "
-                "set random_start=True."
-            )
+        check_restarts(self.restarts, self.random_start)
 
     @property
     def num_steps(self) -> int:

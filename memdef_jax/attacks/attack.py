@@ -198,6 +198,16 @@ def check_count(name: str, value: int) -> None:
         raise InputError(f"{name} {value!r} cannot be used; give an integer of at least 1.")
 
 
+def check_restarts(restarts: int, random_start: bool) -> None:
+    """Raise InputError for a count below 1, or for restarts that would all be the same run."""
+    check_count("restarts", restarts)
+    if restarts > 1 and not random_start:
+        raise InputError(
+            f"restarts {restarts} without random_start would repeat the same run; "
+            "set random_start=True."
+        )
+
+
 def _per_sample(attack: Attack, batch: int) -> Attack:
     """Every number of the attack as float32 [B], so that one program serves all forms."""
 

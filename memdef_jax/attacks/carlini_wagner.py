@@ -30,9 +30,43 @@ class _Search:
     found: jax.Array  # success within this search step
 
 
+class CarliniWagner(Attack):
+    """What both share: settings and their checks, and when an image is fooled enough."""
+
+    search_steps: int
+    steps: int
+    learning_rate: Number
+    initial_const: Number
+    confidence: Number
+
+    def __post_init__(self) -> None:
+        check_count("search_steps", self.search_steps)
+        check_count("steps", self.steps)
+
+    @property
+    def num_steps(self) -> int:
+        return self.search_steps * self.steps
+
+    def check(self) -> None:
+        check_number("learning_rate", self.learning_rate, above_zero=True)
+        check_number("initial_const", self.initial_const, above_zero=True)
+        check_number("confidence", self.confidence)
+
+    def _succeeds(
+        self, fn: LogitsFunction, image: jax.Array, logits: jax.Array, y: jax.Array
+    ) -> jax.Array:
+        sure = objectives.gain("margin", logits, y, self.targeted) >= self.confidence
+        return sure & fn.fooled(image, logits, y, self.targeted)
+
+    def _shortfall(self, logits: jax.Array, y: jax.Array) -> jax.Array:
+        """By how much the asked confidence is missed, [B]."""
+        gap = objectives.gain("margin", logits, y, self.targeted)
+        return jnp.maximum(self.confidence - gap, 0.0)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagnerL2(Attack):
+class CarliniWagnerL2(CarliniWagner):
     """Smallest L2 perturbation that fools (Carlini & Wagner 2017, arXiv 1608.04644, section VI-A).
 
     Minimises ||x' - x||^2 + c * max(0, confidence - margin(x')) by Adam in a space where x' cannot
@@ -66,19 +100,6 @@ class CarliniWagnerL2(Attack):
     targeted: bool = static(False)
     abort_early: bool = static(True)
     norm = "l2"
-
-    def __post_init__(self) -> None:
-        check_count("search_steps", self.search_steps)
-        check_count("steps", self.steps)
-
-    @property
-    def num_steps(self) -> int:
-        return self.search_steps * self.steps
-
-    def check(self) -> None:
-        check_number("learning_rate", self.learning_rate, above_zero=True)
-        check_number("initial_const", self.initial_const, above_zero=True)
-        check_number("confidence", self.confidence)
 
     def init(
         self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
@@ -115,17 +136,6 @@ class CarliniWagnerL2(Attack):
         state = keep_nearest(state.count(1, 1), image, logits, hit, "l2")
         done = own.search >= self.search_steps
         return replace(state, done=done, steps=state.steps + 1, own=own)
-
-    def _succeeds(
-        self, fn: LogitsFunction, image: jax.Array, logits: jax.Array, y: jax.Array
-    ) -> jax.Array:
-        sure = objectives.gain("margin", logits, y, self.targeted) >= self.confidence
-        return sure & fn.fooled(image, logits, y, self.targeted)
-
-    def _shortfall(self, logits: jax.Array, y: jax.Array) -> jax.Array:
-        """By how much the asked confidence is missed, [B]."""
-        gap = objectives.gain("margin", logits, y, self.targeted)
-        return jnp.maximum(self.confidence - gap, 0.0)
 
     def _end_search_step(self, own: _Search, x: jax.Array) -> _Search:
         """Where a sample has used its iterations or stalled: next c, and Adam from the start."""

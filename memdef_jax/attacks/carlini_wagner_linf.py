@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks import balls, objectives, tanh_descent
-from memdef_jax.attacks.attack import Attack, Number, check_count, check_number, static
+from memdef_jax.attacks.attack import Number, static
+from memdef_jax.attacks.carlini_wagner import CarliniWagner
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.minimum_norm import keep_nearest
 from memdef_jax.attacks.state import State, where
@@ -36,7 +37,7 @@ class _Stage:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagnerLinf(Attack):
+class CarliniWagnerLinf(CarliniWagner):
     """Smallest Linf perturbation that fools (Carlini & Wagner 2017, 1608.04644, section VI-C).
 
     Minimises sum_i max(|x'_i - x_i| - tau, 0) + c * max(0, confidence - margin(x')) by Adam in a
@@ -73,19 +74,6 @@ class CarliniWagnerLinf(Attack):
     targeted: bool = static(False)
     abort_early: bool = static(True)
     norm = "linf"
-
-    def __post_init__(self) -> None:
-        check_count("search_steps", self.search_steps)
-        check_count("steps", self.steps)
-
-    @property
-    def num_steps(self) -> int:
-        return self.search_steps * self.steps
-
-    def check(self) -> None:
-        check_number("learning_rate", self.learning_rate, above_zero=True)
-        check_number("initial_const", self.initial_const, above_zero=True)
-        check_number("confidence", self.confidence)
 
     def init(
         self, fn: LogitsFunction, x: jax.Array, y: jax.Array, keys: Any, run: jax.Array
@@ -136,17 +124,6 @@ class CarliniWagnerLinf(Attack):
         own = self._end_stage(own, state)
         done = (own.stage >= self.search_steps) | (own.shrink < _FINEST)
         return replace(state, done=done, steps=state.steps + 1, own=own)
-
-    def _succeeds(
-        self, fn: LogitsFunction, image: jax.Array, logits: jax.Array, y: jax.Array
-    ) -> jax.Array:
-        sure = objectives.gain("margin", logits, y, self.targeted) >= self.confidence
-        return sure & fn.fooled(image, logits, y, self.targeted)
-
-    def _shortfall(self, logits: jax.Array, y: jax.Array) -> jax.Array:
-        """By how much the asked confidence is missed, [B]."""
-        gap = objectives.gain("margin", logits, y, self.targeted)
-        return jnp.maximum(self.confidence - gap, 0.0)
 
     def _end_stage(self, own: _Stage, state: State) -> _Stage:
         """Where a sample's stage is over: next tau and c, and Adam from the best success."""

@@ -93,7 +93,7 @@ def run(
 
 
 def nothing(norm: str, x: jax.Array, y: jax.Array) -> Result:
-    """The record of no work: of an empty batch, or of samples that others have felled."""
+    """The record of an empty batch."""
     return result(norm, State.blank(x, y))
 
 

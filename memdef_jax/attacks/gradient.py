@@ -21,6 +21,7 @@ from memdef_jax.attacks.attack import (
     check_budget,
     check_count,
     check_number,
+    check_restarts,
     static,
 )
 from memdef_jax.attacks.logits import LogitsFunction
@@ -384,12 +385,7 @@ class PGD(_ProjectedGradient):
         balls.check_norm(self.norm)
         objectives.check_objective(self.loss, self.targeted)
         check_count("steps", self.steps)
-        check_count("restarts", self.restarts)
-        if self.restarts > 1 and not self.random_start:
-            raise InputError(
-                f"restarts {self.restarts} without random_start would repeat the same run; "
-                "set random_start=True."
-            )
+        check_restarts(self.restarts, self.random_start)
 
     @property
     def rate(self) -> Number:
