@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from memdef_jax import console
 from memdef_jax.attacks import PGD, balls, objectives
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.defenses import MemoryDefense, MemoryDefenseSpec
@@ -153,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    console.prepare_cpu()
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -30,12 +31,15 @@ from memdef_jax.evaluation.program import Evaluation
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
+_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
+
 
 def run(program: Callable[[], None]) -> None:
     """Run a program's main function; an InputError becomes one sentence and exit status 2.
 
     What was compiled is kept in the user's cache for the next run, and said at the end.
     """
+    prepare_cpu()
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache / "memdef_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -54,6 +58,18 @@ def run(program: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command continues.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def prepare_cpu() -> None:
+    """Have XLA compute a CPU's convolutions by Eigen; call it before JAX runs anything.
+
+    XLA's default since jaxlib 0.10, YNNPACK, takes up to twice as long for float32, see
+    `benchmarks/convolutions.py`. An XLA_FLAGS that says something of its own about it stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    # A TPU's own compiler reads the same variable and stops at names that it does not know.
+    if _CONVOLUTIONS not in flags and importlib.util.find_spec("libtpu") is None:
+        os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTIONS}=-individual_convolution".strip()
 
 
 class Compilations:

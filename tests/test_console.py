@@ -28,6 +28,28 @@ def own_cache(monkeypatch, tmp_path):
         jax.config.update(name, value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("--xla_cpu_experimental_ynn_fusion_type=dot", None),
+    ],
+)
+def test_convolutions_are_set_up_unless_the_user_did(monkeypatch, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    console.prepare_cpu()
+    console.prepare_cpu()
+    assert os.environ["XLA_FLAGS"] == (after or before)
+
+
+def test_a_tpus_compiler_is_not_given_flags_it_may_not_know(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(console.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    console.prepare_cpu()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test moves."""
