@@ -174,9 +174,11 @@ def our_contender(
             x, y = x[places], y[places]
         return jax.block_until_ready((jnp.asarray(x), jnp.asarray(y))), count
 
+    key = jax.random.key(seed)
+
     def run(inputs: Any) -> Any:
         (x, y), count = inputs
-        record = attack.run(model, x, y, key=jax.random.key(seed))
+        record = attack.run(model, x, y, key=key)
         return jax.block_until_ready((record.images, record.success)), count
 
     def logits(x: np.ndarray) -> np.ndarray:
