@@ -125,7 +125,6 @@ def _torchattacks(work: Work, module: Any, device: str) -> Contender | None:
         attack = torchattacks.Square(
             module, norm=norm, n_queries=work.steps, resc_schedule=False, **size
         )
-        at_most = _ONE_BATCH
     elif work.norm != "linf":
         return None
     elif work.attack == "fgsm":
