@@ -263,9 +263,9 @@ def test_l2_ascent_survives_tiny_zero_and_nan_gradients():
 
 
 def test_presets_have_the_papers_numbers():
-    assert presets.memory_defense("bim", 9 / 255) == BIM(eps=9 / 255, step_size=0.05, steps=10)
-    pgd = presets.memory_defense("pgd", 9 / 255)
+    assert presets.named("bim", 9 / 255) == BIM(eps=9 / 255, step_size=0.05, steps=10)
+    pgd = presets.named("pgd", 9 / 255)
     assert (pgd.steps, pgd.step_size, pgd.random_start) == (40, 0.0075, True)
-    assert presets.memory_defense("fgsm", 0.1) == FGSM(eps=0.1)
-    cw = presets.memory_defense("cw")
+    assert presets.named("fgsm", 0.1) == FGSM(eps=0.1)
+    cw = presets.named("cw")
     assert (cw.search_steps, cw.steps, cw.learning_rate, cw.initial_const) == (5, 1000, 5e-3, 1e-2)

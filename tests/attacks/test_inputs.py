@@ -130,8 +130,8 @@ def test_an_l2_budget_may_exceed_one():
         (lambda: SinglePixel(method="greedy"), "method 'greedy'"),
         (lambda: Noise(eps=0.1, kind="salt"), "kind 'salt'"),
         (lambda: eot(model, 0, KEY), "samples 0"),
-        (lambda: presets.memory_defense("deepfool", 0.1), "fgsm, bim, pgd, cw"),
-        (lambda: presets.memory_defense("pgd"), "needs eps"),
+        (lambda: presets.named("deepfool", 0.1), "fgsm, bim, pgd, cw"),
+        (lambda: presets.named("pgd"), "needs eps"),
     ],
 )
 def test_names_and_counts_are_refused_when_made(make, words):
