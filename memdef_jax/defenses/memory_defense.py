@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
 from memdef_jax.nn import Bound, ClassifierB, MemoryAutoencoder, classifier
 from memdef_jax.nn.autoencoder import architecture
 from memdef_jax.nn.losses import reconstruction_error
 from memdef_jax.nn.memory import EPSILON, rows_per_class
-
-Logits = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +113,7 @@ class MemoryDefense:
 
     spec: MemoryDefenseSpec = dataclasses.field(metadata={"static": True})
     variables: Any
+    kind: ClassVar[str] = "memory_defense"
 
     @property
     def selector(self) -> Bound:
@@ -146,6 +146,11 @@ class MemoryDefense:
         labels = self.select(x) if labels is None else labels
         return self._autoencoder("reconstruct", x, labels, identity_gradient=identity_gradient)
 
+    def decode_rows(self, rows: jax.Array) -> jax.Array:
+        """What single memory rows look like, int [R] -> images [R, H, W, C]."""
+        stack = self.variables["stack"]
+        return self._autoencoder("decode", stack["params"]["autoencoder"]["memory"][rows])
+
     def classify(self, reconstruction: jax.Array) -> jax.Array:
         """Classifier-B's logits [B, K] of reconstructions."""
         params = self.variables["stack"]["params"]["classifier_b"]
@@ -171,14 +176,19 @@ class MemoryDefense:
           "frozen_mask", "frozen_mask_true": autoencoder and classifier-B with the slot fixed to
           classifier-A's choice on the clean image, or to the label;
           "soft_mask": the whole pipeline with classifier-A's probabilities as the mask;
-          "straight_through": the whole pipeline, its hard mask with the probabilities' gradient.
+          "requeried": the deployed pipeline, its mask a constant that follows the image;
+          "straight_through": the deployed pipeline, its mask with the probabilities' gradient;
+          "joint": the same, and beside the gradient of classifier-B's logits that of
+          classifier-A's log-probabilities, which stays when either of the two saturates.
         """
         return {
             "selector": self.selector,
             "frozen_mask": FrozenMask(self, self.select(x)),
             "frozen_mask_true": FrozenMask(self, y),
-            "soft_mask": SelectedMask(self, hard=False),
-            "straight_through": SelectedMask(self, hard=True),
+            "soft_mask": SelectedMask(self, "soft"),
+            "requeried": SelectedMask(self, "constant"),
+            "straight_through": SelectedMask(self, "straight_through"),
+            "joint": SelectedMask(self, "joint"),
         }
 
 
@@ -206,19 +216,29 @@ class FrozenMask:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SelectedMask:
-    """The whole pipeline, differentiable through classifier-A's choice of slot.
+    """The whole pipeline with its mask from classifier-A, in one of four ways to differentiate it.
 
-    With `hard` the forward pass is the deployed one and the backward pass that of the
-    probabilities (straight-through); without it the probabilities are the mask.
+    Attributes:
+      defense: the pipeline.
+      how: "soft", "constant", "straight_through" or "joint", see `MemoryDefense.surfaces`. With
+        all but "soft" the values are those of the deployed pipeline.
     """
 
     defense: MemoryDefense
-    hard: bool = dataclasses.field(metadata={"static": True})
+    how: str = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        logits = self.defense.selector(x)
-        mask = jax.nn.softmax(logits, axis=-1)
-        if self.hard:
-            choice = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-            mask = mask + jax.lax.stop_gradient(choice - mask)
-        return self.defense.classify(self.defense.reconstruct(x, mask, True))
+        chosen = self.defense.selector(x)
+        mask = jax.nn.softmax(chosen, axis=-1)
+        if self.how != "soft":
+            hard = jax.nn.one_hot(jnp.argmax(chosen, axis=-1), chosen.shape[-1])
+            mask = hard if self.how == "constant" else hard + _gradient_only(mask)
+        logits = self.defense.classify(self.defense.reconstruct(x, mask, True))
+        if self.how == "joint":
+            logits = logits + _gradient_only(jax.nn.log_softmax(chosen, axis=-1))
+        return logits
+
+
+def _gradient_only(value: jax.Array) -> jax.Array:
+    """Exactly zero, with the gradient of the value."""
+    return value - jax.lax.stop_gradient(value)
