@@ -6,6 +6,8 @@ logits, vanishing gradients, a black-box attack that finds what gradients did no
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,14 @@ from memdef_jax.attacks.state import Result
 _LOOK_AT = 100  # images
 _FORWARDS = 5
 _BLACK_BOX_GAIN = 0.002
+
+
+class Look(NamedTuple):
+    """What one forward and one backward pass show; see `look`."""
+
+    logits: jax.Array
+    silent: jax.Array
+    broken: jax.Array
 
 
 def about_model(
@@ -38,21 +48,20 @@ def about_model(
     if len(some) < len(x):
         fn = fn.take(some)
     x, y = jnp.asarray(x)[some], jnp.asarray(y, jnp.int32)[some]
-    looks = [jax.device_get(_logits_and_silence(fn, x, y)) for _ in range(_FORWARDS)]
-    logits, silent = looks[0]
+    looks = [jax.device_get(look(fn, x, y)) for _ in range(_FORWARDS)]
+    logits, silent, _ = looks[0]
     said = []
     if fn.judge is not None and not for_random:
         said.append(
             "the model is random (its logits are a mean of draws), which this attack is not made "
             "for; use AutoAttack(version='rand')."
         )
-    if any((again != logits).any() for again, _ in looks[1:]):
+    if any((again.logits != logits).any() for again in looks[1:]):
         said.append(
             f"{_FORWARDS} forward passes of the same images gave different logits; make the model "
             "a function (images, key) and wrap it with eot, then use version='rand'."
         )
-    ones = np.abs(logits.sum(axis=1) - 1.0).max() < 1e-3
-    if ones and logits.min() >= 0.0 and logits.max() <= 1.0:
+    if like_probabilities(logits).all():
         said.append(
             "the outputs are between 0 and 1 and sum to 1, so they are probabilities; return "
             "logits, for through a softmax gradients vanish."
@@ -76,13 +85,30 @@ def about_black_box(record: Result, stage: int) -> tuple[str, ...]:
     )
 
 
+def like_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Which rows [B] of outputs [B, K] lie in [0, 1] and sum to 1 within 0.001."""
+    inside = (logits.min(axis=1) >= 0.0) & (logits.max(axis=1) <= 1.0)
+    return inside & (np.abs(logits.sum(axis=1) - 1.0) < 1e-3)
+
+
 @jax.jit
-def _logits_and_silence(
-    fn: LogitsFunction, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Logits [B, K], and whether the margin has no gradient at all, bool [B]."""
+def look(fn: LogitsFunction, x: jax.Array, y: jax.Array) -> Look:
+    """Logits, and what the margin's gradient is good for.
+
+    Args:
+      fn: what is looked at.
+      x: images [B, H, W, C] in [0, 1].
+      y: labels int32 [B].
+
+    Returns:
+      Logits [B, K]; whether the gradient is exactly zero, bool [B]; whether an entry of it is
+      not finite, bool [B].
+    """
     # The margin's, because unlike the cross-entropy's it does not fade as logits grow.
     _, logits, gradient = objectives.value_and_gradient(
         fn, x, lambda logits: objectives.margin(logits, y)
     )
-    return logits, jnp.all(gradient == 0.0, axis=(1, 2, 3))
+    axes = (1, 2, 3)
+    return Look(
+        logits, jnp.all(gradient == 0.0, axis=axes), ~jnp.all(jnp.isfinite(gradient), axis=axes)
+    )
