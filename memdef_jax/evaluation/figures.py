@@ -1,0 +1,240 @@
+"""Figures of a report, each as the bytes of a PNG: lines, matrices, distributions, points.
+
+All stand on white, so that they can be read on a dark page too, and tell things apart by colour and
+by a second sign (dash, marker or hatch). The colours are the "muted" scheme of Paul Tol's technical
+note SRON/EPS/TN/09-002, made for colour-blind readers, in an order that puts the dark ones first.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_PALETTE = (
+    "#332288",
+    "#cc6677",
+    "#117733",
+    "#aa4499",
+    "#999933",
+    "#44aa99",
+    "#882255",
+    "#88ccee",
+    "#ddcc77",
+    "#777777",
+)
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_HATCHES = ("", "////", "....")
+_MOST_NAMED = 20  # classes that still find room on an axis or in a legend
+_LONGEST = 42  # letters of a name in a legend
+_MOST_COUNTED = 12  # classes whose counts can be written into a matrix
+
+
+def curves(found: Sequence[Mapping[str, Any]]) -> bytes:
+    """Robust accuracy against the budget, a line a curve, its 95% interval as a band.
+
+    Args:
+      found: at least one, each with "name" (its legend), "eps" [N] in units of [0, 1] pixels and
+        "robust" [N] in [0, 1]; with "low" and "high" [N] it gets a band. None leaves a gap.
+    """
+    names = [curve["name"] for curve in found]
+    figure = _figure(3.6 + 0.2 * math.ceil(len(found) / _columns(names)))
+    axis = figure.subplots()
+    handles = []
+    for index, curve in enumerate(found):
+        eps, robust = _floats(curve["eps"]), 100 * _floats(curve["robust"])
+        color = _PALETTE[index % len(_PALETTE)]
+        handles += axis.plot(
+            eps,
+            robust,
+            color=color,
+            linestyle=_DASHES[index % len(_DASHES)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=4,
+            markevery=max(1, len(eps) // 10),
+        )
+        if curve.get("low") and curve.get("high"):
+            low, high = 100 * _floats(curve["low"]), 100 * _floats(curve["high"])
+            axis.fill_between(eps, low, high, color=color, alpha=0.12, linewidth=0)
+    axis.set(xlabel="eps (in units of [0, 1] pixels)", ylabel="robust accuracy (%)")
+    axis.set_ylim(-3, 103)
+    axis.grid(color="#dddddd", linewidth=0.6)
+    _legend(figure, handles, names)
+    return _png(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> bytes:
+    """A matrix of counts, shaded by the share of its row.
+
+    Args:
+      counts: [K, K], the chosen slot by the pipeline's answer.
+      class_names: [K].
+    """
+    table = np.asarray(counts, dtype=float)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure = _figure(4.7)
+    axis = figure.subplots()
+    image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    bar = figure.colorbar(image, ax=axis, shrink=0.8)
+    bar.set_label("share of the slot's images (%)")
+    axis.set(xlabel="answer of the pipeline", ylabel="chosen slot")
+    if len(class_names) <= _MOST_NAMED:
+        names = [_one_line(name) for name in class_names]
+        ticks = np.arange(len(names))
+        axis.set_xticks(ticks, names, rotation=90, fontsize=8.5, parse_math=False)
+        axis.set_yticks(ticks, names, fontsize=8.5, parse_math=False)
+    if len(class_names) <= _MOST_COUNTED:
+        for row, column in np.argwhere(table > 0):
+            color = "white" if shares[row, column] > 0.55 else "black"
+            text = f"{table[row, column]:.0f}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=color)
+    return _png(figure)
+
+
+def histograms(scores: Mapping[str, Sequence[float]], threshold: float | None) -> bytes:
+    """Distributions of the reconstruction error on common bins, with the detector's threshold.
+
+    Args:
+      scores: at least one kind of images by name, each with at least one error.
+      threshold: errors above it are called adversarial; None draws none.
+    """
+    kinds = {name: _floats(values) for name, values in scores.items()}
+    bins = np.histogram_bin_edges(np.concatenate(list(kinds.values())), bins=40)
+    figure = _figure(4.6)
+    axis = figure.subplots()
+    handles: list[Any] = []
+    for index, values in enumerate(kinds.values()):
+        color = _PALETTE[index % len(_PALETTE)]
+        counts, _ = np.histogram(values, bins)
+        patch = axis.stairs(
+            100 * counts / len(values),
+            bins,
+            fill=True,
+            facecolor=color + "40",
+            edgecolor=color,
+            hatch=_HATCHES[index % len(_HATCHES)],
+            linewidth=1.5,
+        )
+        handles.append(patch)
+    names = list(kinds)
+    if threshold is not None:
+        handles.append(axis.axvline(threshold, color="black", linestyle="--", linewidth=1.2))
+        names.append("threshold")
+    axis.set(xlabel="reconstruction error (mean squared, per pixel)", ylabel="images (%)")
+    _legend(figure, handles, names)
+    return _png(figure)
+
+
+def roc(rates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """Detected share of adversarial images against the share of clean ones called adversarial.
+
+    Args:
+      rates: for each kind of adversarial images (false positive rates [N], detection rates [N]).
+    """
+    figure = _figure(4.6)
+    axis = figure.subplots()
+    handles = []
+    for index, (false_positives, detected) in enumerate(rates.values()):
+        handles += axis.plot(
+            100 * false_positives,
+            100 * detected,
+            color=_PALETTE[index % len(_PALETTE)],
+            linestyle=_DASHES[index % len(_DASHES)],
+        )
+    handles += axis.plot([0, 100], [0, 100], color="#777777", linestyle=":", linewidth=1)
+    axis.set(xlabel="clean images called adversarial (%)", ylabel="adversarial images detected (%)")
+    axis.set_aspect("equal")
+    axis.grid(color="#dddddd", linewidth=0.6)
+    _legend(figure, handles, [*rates, "chance"])
+    return _png(figure)
+
+
+def scatter(
+    points: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    adversarial: Sequence[bool] | None = None,
+) -> bytes:
+    """Points in the plane, a colour and a marker a class.
+
+    Args:
+      points: [N, 2]; their units mean nothing, as t-SNE's do.
+      labels: [N], of the classes.
+      class_names: [K].
+      adversarial: [N]; with it clean and attacked images stand in two panels of the same axes.
+    """
+    where, of_class = np.asarray(points, dtype=float), np.asarray(labels)
+    attacked = np.zeros(len(where), bool) if adversarial is None else np.asarray(adversarial)
+    panels = {"clean images": ~attacked, "attacked images": attacked}
+    panels = {title: chosen for title, chosen in panels.items() if chosen.any()}
+    figure = _figure(1.2 + 4.2 * len(panels))
+    axes = figure.subplots(len(panels), squeeze=False, sharex=True, sharey=True)[:, 0]
+    present = np.unique(of_class)
+    handles: list[Any] = []
+    for axis, (title, shown) in zip(axes, panels.items()):
+        axis.set(ylabel="second coordinate (no unit)", xticks=[], yticks=[])
+        if adversarial is not None:
+            axis.set_title(title, fontsize=10)
+        handles = [
+            axis.scatter(
+                *where[shown & (of_class == label)].T,
+                s=14,
+                color=_PALETTE[label % len(_PALETTE)],
+                marker=_MARKERS[label % len(_MARKERS)],
+                linewidths=0,
+                alpha=0.8,
+            )
+            for label in present
+        ]
+    axes[-1].set_xlabel("first coordinate (no unit)")
+    if len(present) <= _MOST_NAMED:
+        _legend(figure, handles, [class_names[label] for label in present])
+    return _png(figure)
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(5.6, height), dpi=150, layout="constrained")
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Names below the axes, where they cover nothing."""
+    legend = figure.legend(
+        handles,
+        [_one_line(name, _LONGEST) for name in names],
+        loc="outside lower center",
+        ncols=_columns(names),
+        fontsize=9,
+        frameon=False,
+    )
+    # A class may be named with dollars, which would otherwise start a formula.
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many names of this length stand beside each other."""
+    longest = max(len(_one_line(name, _LONGEST)) for name in names)
+    return max(1, min(len(names), 78 // (longest + 10)))
+
+
+def _one_line(name: str, most: int = 18) -> str:
+    """A name that fits; matplotlib leaves names that begin with an underscore out of legends."""
+    name = " ".join(name.split())
+    name = name if len(name) <= most else name[: most - 1] + "…"
+    return f" {name}" if name.startswith("_") else name
+
+
+def _floats(values: Sequence[float | None]) -> np.ndarray:
+    """As floats, None becoming NaN, which plots as a gap."""
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
