@@ -1,6 +1,7 @@
 """Attack every defense of a run under every threat model, and print what holds.
 
-    python -m eval.robustness --run DIR --attacks fgsm,bim,pgd,cw --eps 9/255,25/255 --threats all
+    python -m eval.robustness --run DIR --suite adaptive --eps 9/255,25/255
+    python -m eval.robustness --run DIR --attacks fgsm,bim,pgd,cw --threats all
 
 Each finished cell is appended to DIR/robustness.jsonl; the same command again measures only what
 is missing. DIR/report.md has the table and the pictures.
@@ -9,27 +10,30 @@ is missing. DIR/report.md has the table and the pictures.
 from __future__ import annotations
 
 import pathlib
+from typing import Literal
 
 import tyro
 
 from memdef_jax import console
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation import SweepConfig
-from memdef_jax.evaluation.program import evaluate_run, load_dataset
+from memdef_jax.evaluation import SUITES, SweepConfig
+from memdef_jax.evaluation.program import evaluate_run, examination_for, load_dataset
 
 
 def main(
     run: pathlib.Path,
-    attacks: str = "fgsm,bim,pgd,cw",
+    suite: Literal["paper", "standard", "adaptive", "quick"] = "paper",
+    attacks: str | None = None,
     eps: str = "9/255,25/255",
-    threats: str = "all",
+    threats: str | None = None,
     count: int = 500,
     cw_count: int = 100,
     cw_search_steps: int = 5,
     cw_steps: int = 1000,
     cw_learning_rate: float = 5e-3,
     batch_size: int = 250,
-    seed: int = 0,
+    examine: bool = True,
+    seeds: tuple[int, ...] = (0,),
     dataset: str | None = None,
     data_dir: str | None = None,
     raw_dir: str | None = None,
@@ -38,35 +42,50 @@ def main(
 
     Args:
       run: folder that train.memory_defense filled.
-      attacks: comma-separated, of fgsm, bim, pgd, cw; with the paper's settings.
+      suite: paper (its attacks and settings, every threat model), standard (AutoAttack), adaptive
+        (what fits the defense best, and curves over eps) or quick.
+      attacks: comma-separated, in place of the suite's: fgsm, bim, pgd, cw (the paper's), mifgsm,
+        apgd, apgd_margin, autoattack, square, noise, fmn.
       eps: comma-separated Linf budgets in units of [0, 1] pixels.
-      threats: all, or some of transfer, grey_box, frozen_mask, frozen_mask_true, adaptive.
+      threats: in place of the suite's: all, or some of transfer, grey_box, frozen_mask,
+        frozen_mask_true, adaptive.
       count: test images; 0 for all.
       cw_count: test images for CW-L2.
       cw_search_steps: steps of CW's binary search.
       cw_steps: iterations in each.
       cw_learning_rate: of CW's Adam.
       batch_size: images attacked at once.
-      seed: of the attacks' random starts.
+      examine: also look for reasons to doubt the numbers, and at detection; takes minutes.
+      seeds: one or more, of the attacks' random draws.
       dataset: where the data are, for a run on a folder of images.
       data_dir: where prepared datasets live.
       raw_dir: a folder with the dataset's raw files.
     """
     config = SweepConfig(
-        attacks=console.names(attacks),
+        attacks=SUITES[suite].attacks if attacks is None else console.names(attacks),
         eps=console.budgets(eps),
-        threats=console.names(threats),
+        threats=SUITES[suite].threats if threats is None else console.names(threats),
         count=count or None,
         cw_count=cw_count,
         cw_search_steps=cw_search_steps,
         cw_steps=cw_steps,
         cw_learning_rate=cw_learning_rate,
         batch_size=batch_size,
-        seed=seed,
+        seeds=seeds,
     )
     defenses = load_run(run)
     loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
-    console.show(evaluate_run(run, defenses, loaded, config, console.ConsoleReporter()))
+    console.show(
+        evaluate_run(
+            run,
+            defenses,
+            loaded,
+            config,
+            console.ConsoleReporter(),
+            examination=examination_for(config) if examine else None,
+            command=console.command(),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ grey_box       the deployed classifier-A; the defense is unknown
 frozen_mask    autoencoder and classifier-B, the mask fixed to A's choice on the clean
                image: what the paper's published attack code differentiates
 frozen_mask_true  the same with the mask fixed to the true label
-adaptive       the whole pipeline through A's choice of slot, by a soft mask and by
-               straight-through; the stronger is reported
+adaptive       the whole pipeline, in every way that the defense offers to differentiate it,
+               and with what grey_box and frozen_mask find; each image by what works on it
 worst_case     each image by whatever of these hurts it most; always derived, never chosen
 ============== =====================================================================
 """
@@ -25,12 +25,17 @@ class Threat:
 
     Attributes:
       name: as users write it.
-      surfaces: keys of `defense.surfaces(x, y)`; the strongest counts.
+      surfaces: keys of `defense.surfaces(x, y)`, of which the defense must offer one. With several
+        each image counts as its worst, since this attacker can ask the deployed pipeline.
+      weaker: surfaces of attackers who know less. Their images are taken where the own ones fail,
+        so that more knowledge never gives a higher robust accuracy; where that was needed, the
+        record says that the attack failed.
       from_benign: take the surface of the benign defense instead of the attacked one.
     """
 
     name: str
     surfaces: tuple[str, ...]
+    weaker: tuple[str, ...] = ()
     from_benign: bool = False
 
 
@@ -41,13 +46,17 @@ THREATS = {
         Threat("grey_box", ("selector",)),
         Threat("frozen_mask", ("frozen_mask",)),
         Threat("frozen_mask_true", ("frozen_mask_true",)),
-        Threat("adaptive", ("soft_mask", "straight_through")),
+        Threat(
+            "adaptive",
+            ("joint", "straight_through", "soft_mask", "requeried", "surrogate", "deployed"),
+            weaker=("selector", "frozen_mask"),
+        ),
     )
 }
 WORST = "worst_case"
 
 # On these the attack sees the deployed decision itself, so it may stop once that has fallen.
-DEPLOYED_SURFACES = frozenset({"straight_through"})
+DEPLOYED_SURFACES = frozenset({"joint", "straight_through", "requeried", "deployed"})
 
 
 def parse_threats(names: tuple[str, ...]) -> tuple[Threat, ...]:

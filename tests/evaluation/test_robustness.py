@@ -4,6 +4,10 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +15,16 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from memdef_jax.attacks import FGSM, presets
+from memdef_jax.attacks import FGSM, bpda, compose, presets
 from memdef_jax.attacks.state import Result
 from memdef_jax.checks import InputError
-from memdef_jax.defenses import MemoryDefense
+from memdef_jax.defenses import MemoryDefense, PlainDefense
 from memdef_jax.evaluation import THREATS, WORST, SweepConfig, sweep
+from memdef_jax.evaluation.laboratory import SHOWN, _failure, combine
 from memdef_jax.evaluation.records import RECORDS, read_outcomes, read_records
-from memdef_jax.evaluation.robustness import SHOWN
 
 LINF = ("fgsm", "bim", "pgd")
+COUNT, BATCH = 13, 8
 WINDOWS = (slice(0, 8), slice(5, 13))  # all 13 samples in whole batches of 8
 
 
@@ -114,7 +119,7 @@ def test_attacked_cells_are_the_defense_on_images_crafted_by_hand(
     stored = read_outcomes(
         swept[0], cell(selector="in_loop", threat=threat, attack=attack, eps=eps)
     )
-    whole = dataclasses.replace(presets.memory_defense(attack, eps), early_stop=False)
+    whole = dataclasses.replace(presets.named(attack, eps), early_stop=False)
     for window in WINDOWS:
         target = defense.surfaces(x[window], y[window])[surface]
         images = whole(target, x[window], y[window], key=keys[window])
@@ -169,7 +174,7 @@ def test_the_worst_case_is_below_every_cell_image_by_image(swept):
         assert worst["over"] == sorted(f"{r['threat']}/{r['attack']}" for r in group)
         assert len(group) == len(THREATS) * (3 if worst["attack"] == "all" else 1)
         stored = [read_outcomes(folder, r) for r in group]
-        both = np.all([s["correct_any"] for s in stored], axis=0)
+        both = np.all([s["correct"] for s in stored], axis=0)
         assert worst["robust_accuracy"] == both.mean()
         for s, r in zip(stored, group):
             assert not (both & ~s["correct"]).any()
@@ -197,13 +202,60 @@ def test_transfer_to_another_selector_is_crafted_on_the_benign_one(swept, cell):
     assert (one["answer"] != other["answer"]).any()
 
 
-def test_adaptive_reports_the_stronger_of_its_two_ways(swept):
+def test_adaptive_counts_each_image_by_whatever_of_its_ways_works_on_it(swept, cell):
     adaptive = [r for r in attacked(swept[1]) if r["threat"] == "adaptive"]
     assert len(adaptive) == 14
     for record in adaptive:
-        assert set(record["variants"]) == {"soft_mask", "straight_through"}
-        assert record["robust_accuracy"] == min(record["variants"].values())
-        assert record["variants"][record["variant"]] == record["robust_accuracy"]
+        assert list(record["variants"]) == [
+            *("joint", "straight_through", "soft_mask", "requeried"),
+            *("selector", "frozen_mask"),
+        ]
+        assert record["variant"] == min(record["variants"], key=record["variants"].get)
+        assert record["robust_accuracy"] <= record["own_accuracy"]
+        assert record["own_accuracy"] <= min(list(record["variants"].values())[:4])
+        wanted = {k: record[k] for k in ("selector", "attack", "eps")}
+        here = read_outcomes(swept[0], record)["correct"]
+        for threat, surface in (("grey_box", "selector"), ("frozen_mask", "frozen_mask")):
+            other = cell(threat=threat, **wanted)
+            assert record["variants"][surface] == other["robust_accuracy"]
+            assert not (here & ~read_outcomes(swept[0], other)["correct"]).any()
+        weaker = [record["variants"][name] for name in ("selector", "frozen_mask")]
+        assert (record["failed"] is not None) == (min(weaker) < record["own_accuracy"])
+
+
+def outcomes(correct, norm, misled=None):
+    size = len(correct)
+    return {
+        "correct": np.array(correct),
+        "norm": np.array(norm),
+        "answer": np.full(size, int(10 * sum(norm))),
+        "selector_correct_any": np.array(misled or correct),
+        "shown": np.full((2, 1, 1, 1), sum(norm)),
+    }
+
+
+def test_variants_are_combined_image_by_image():
+    strong = outcomes([False, False, True, True], [0.5, 0.2, 0.1, 0.1])
+    other = outcomes([False, True, False, True], [0.3, 0.4, 0.4, 0.4])
+    both = combine({"strong": strong, "other": other})
+    np.testing.assert_array_equal(both["correct"], [False, False, False, True])
+    np.testing.assert_array_equal(both["norm"], [0.5, 0.2, 0.4, 0.1])
+    np.testing.assert_array_equal(both["selector_correct_any"], both["correct"])
+    np.testing.assert_array_equal(both["shown"], strong["shown"])
+    least = combine({"strong": strong, "other": other}, minimal=True)
+    np.testing.assert_array_equal(least["norm"], [0.3, 0.2, 0.4, 0.1])
+    np.testing.assert_array_equal(least["answer"], [15, 9, 15, 9])
+    np.testing.assert_allclose(least["shown"].ravel(), [1.5, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("own", "grey", "said"), [(0.5, 0.5, None), (0.2, 0.5, None), (0.5, 0.1, "leaves 50.0%.*10.0%")]
+)
+def test_an_adaptive_attack_that_knows_less_attackers_do_better_is_said_to_have_failed(
+    own, grey, said
+):
+    words = _failure(own, {"joint": own, "selector": grey}, ("selector", "frozen_mask"))
+    assert (words is None) if said is None else re.search(said, words)
 
 
 def test_a_frozen_mask_over_templates_hides_what_grey_box_shows(cell):
@@ -309,11 +361,110 @@ def test_more_threats_are_added_and_a_narrower_worst_case_replaces_no_wider_one(
     assert {len(r["over"]) for r in worst} == {1, 2}
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"count": 12}])
-def test_other_settings_are_other_cells(uninterrupted, pair, digits, small, tmp_path, change):
+def test_another_count_gives_other_cells(uninterrupted, pair, digits, small, tmp_path):
     sweep(pair, digits, small, tmp_path)
-    sweep(pair, digits, dataclasses.replace(small, **change), tmp_path)
+    sweep(pair, digits, dataclasses.replace(small, count=12), tmp_path)
     assert len(read_records(tmp_path)) == 2 * len(uninterrupted[0])
+
+
+def test_seeds_are_cells_of_random_attacks_and_the_worst_case_is_over_all(pair, digits, tmp_path):
+    config = SweepConfig(
+        attacks=("fgsm", "noise"),
+        threats=("grey_box",),
+        eps=(9 / 255,),
+        count=COUNT,
+        batch_size=BATCH,
+        seeds=(0, 1),
+    )
+    found = sweep({"benign": pair["benign"]}, digits, config, tmp_path)
+    assert [(r["attack"], r["seed"]) for r in attacked(found)] == [
+        ("fgsm", 0),
+        ("noise", 0),
+        ("noise", 1),
+    ]
+    stored = [read_outcomes(tmp_path, r) for r in attacked(found)]
+    assert (stored[1]["shown"] != stored[2]["shown"]).any()
+    worst = {r["attack"]: r["robust_accuracy"] for r in found if r["threat"] == WORST}
+    assert worst["noise"] == (stored[1]["correct"] & stored[2]["correct"]).mean()
+    assert worst["all"] == np.all([s["correct"] for s in stored], axis=0).mean()
+
+
+# --- any model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def linear(digits):
+    """A linear model of the digits, as parameters and as a function of its own."""
+    x = digits.train.images[:400].reshape(400, -1) / 255
+    weights = np.linalg.lstsq(x, np.eye(10)[digits.train.labels[:400]], rcond=1e-2)[0]
+    return jax.tree_util.Partial(
+        lambda w, x: x.reshape(len(x), -1) @ w, jnp.asarray(weights, jnp.float32)
+    )
+
+
+def test_a_function_of_ones_own_is_swept_where_gradients_are_masked_only_by_its_surrogate(
+    linear, digits, tmp_path
+):
+    # Rounding logits leaves decisions (nearly) as they are, and no gradient.
+    masked = compose(linear, jax.tree_util.Partial(lambda z: jnp.round(100 * z) / 100))
+    config = SweepConfig(
+        attacks=("pgd",), eps=(25 / 255,), count=COUNT, batch_size=BATCH, threats=("all",)
+    )
+    naive = {"mine": PlainDefense.of(masked, (28, 28, 1))}
+    better = {
+        "mine": PlainDefense.of(
+            masked, (28, 28, 1), surrogate=bpda(masked, linear), undefended=linear
+        )
+    }
+    found = attacked(sweep(naive, digits, config, tmp_path / "naive"))
+    assert [(r["threat"], r["defense"], *r["variants"]) for r in found] == [
+        ("adaptive", "plain", "deployed")
+    ]
+    broken = attacked(sweep(better, digits, config, tmp_path / "better"))
+    assert [r["threat"] for r in broken] == ["grey_box", "adaptive"]
+    assert list(broken[1]["variants"]) == ["surrogate", "deployed", "selector"]
+    assert broken[1]["variants"]["deployed"] == found[0]["robust_accuracy"]
+    assert broken[1]["robust_accuracy"] < 0.5 * found[0]["robust_accuracy"]
+
+
+def test_a_threat_that_a_defense_offers_no_surface_for_is_refused(linear, digits, tmp_path):
+    config = SweepConfig(attacks=("fgsm",), threats=("frozen_mask",), count=COUNT)
+    mine = {"mine": PlainDefense.of(linear, (28, 28, 1))}
+    refuse(
+        "mine defense offers no surface of threat model 'frozen_mask'",
+        mine,
+        digits,
+        config,
+        tmp_path,
+    )
+
+
+def test_functions_that_do_not_fit_each_other_are_refused(linear):
+    two = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1)[:, :2])
+    with pytest.raises(InputError, match="surrogate gives 2 classes and the model 10"):
+        PlainDefense.of(linear, (28, 28, 1), surrogate=two)
+
+
+def test_devices_share_the_work_and_change_nothing(tmp_path):
+    """In processes of their own: the number of devices is fixed when JAX starts."""
+    code = (
+        "import sys, pathlib; from memdef_jax import data; from memdef_jax.evaluation import *;"
+        "from tests.evaluation import handmade; digits = data.load('digits');"
+        "config = SweepConfig(attacks=('fgsm', 'pgd'), eps=(9/255,), count=13, batch_size=8,"
+        " threats=('grey_box', 'adaptive'));"
+        "sweep({'benign': handmade.make(digits)}, digits, config, pathlib.Path(sys.argv[1]))"
+    )
+    found = []
+    for devices in (1, 3):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"}
+        folder = tmp_path / str(devices)
+        subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
+        found.append(list(read_records(folder).values()))
+    one, three = ([{k: r[k] for k in ("threat", "attack", "n")} for r in f] for f in found)
+    assert one == three
+    for a, b in zip(*found):
+        assert a["robust_accuracy"] == pytest.approx(b["robust_accuracy"], abs=1.1 / 13)
 
 
 def test_the_first_images_fare_alike_whatever_the_count(pair, digits, config, tmp_path, swept):
@@ -341,6 +492,7 @@ class Cheater:
     eps: float
     how: str
     norm: str = "linf"
+    random: bool = False
 
     def check(self):
         pass
@@ -368,6 +520,8 @@ def test_images_crafted_outside_the_threat_are_refused(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"seeds": ()}, r"seeds \(\) cannot be used"),
+        ({"seeds": (0, -1)}, r"seeds \(0, -1\) cannot be used"),
         ({"attacks": ("fgsm", "deepfool")}, "attack 'deepfool' is unknown; use some of fgsm, "),
         ({"attacks": ()}, "no attack was given; use some of fgsm, bim, pgd, cw"),
         ({"threats": ("grey_box", "white_box")}, "'white_box' is unknown; use all or some of tr"),
@@ -410,6 +564,7 @@ def test_more_images_than_there_are_are_refused(pair, digits, config, tmp_path):
 
 def test_transfer_without_the_benign_defense_is_refused(pair, digits, config, tmp_path):
     alone = {"in_loop": pair["in_loop"]}
+    config = dataclasses.replace(config, threats=("transfer",))
     refuse("'transfer' needs the run's benign defense", alone, digits, config, tmp_path)
 
 
