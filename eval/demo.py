@@ -16,7 +16,7 @@ import tyro
 from memdef_jax import console, data, defenses
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation import SweepConfig
-from memdef_jax.evaluation.program import evaluate_run
+from memdef_jax.evaluation.program import evaluate_run, examination_for
 
 
 def main(
@@ -26,6 +26,7 @@ def main(
     cw_count: int = 100,
     cw_steps: int = 100,
     train_size: int | None = None,
+    examine: bool = True,
 ) -> None:
     """Train, attack and report.
 
@@ -37,6 +38,7 @@ def main(
       cw_steps: iterations in each of CW's five search steps; the paper has 1000, and a tenth with
         twice the rate finds nearly as small perturbations.
       train_size: train on so many images only, with proportionally fewer steps; all by default.
+      examine: also look for reasons to doubt the numbers, and at detection.
     """
     reporter = console.ConsoleReporter()
     sweep = SweepConfig(count=count, cw_count=cw_count, cw_steps=cw_steps, cw_learning_rate=1e-2)
@@ -53,7 +55,19 @@ def main(
     config = dataclasses.replace(config, train_size=train_size)
     trained = defenses.fit(config, loaded, run, reporter=reporter)
     sweep = dataclasses.replace(sweep, count=min(count, len(loaded.test)))
-    console.show(evaluate_run(run, trained, loaded, sweep, reporter, instead_of))
+    examination = examination_for(sweep) if examine else None
+    console.show(
+        evaluate_run(
+            run,
+            trained,
+            loaded,
+            sweep,
+            reporter,
+            examination=examination,
+            instead_of=instead_of,
+            command=console.command(),
+        )
+    )
 
 
 if __name__ == "__main__":

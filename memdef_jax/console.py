@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import shlex
 import sys
 import threading
 import time
@@ -219,6 +220,13 @@ def show(result: Evaluation) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(f"\nreport: {result.path}\n\n{result.words}", soft_wrap=True)
+
+
+def command() -> str:
+    """What the user typed, for the record of a run."""
+    spec = sys.modules["__main__"].__spec__
+    program = f"python -m {spec.name}" if spec else pathlib.Path(sys.argv[0]).name
+    return shlex.join([*program.split(), *sys.argv[1:]])
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -280,7 +280,7 @@ def test_a_setting_given_reaches_the_run_which_continues_only_as_the_same(start,
 def test_an_evaluation_that_was_killed_goes_on_as_if_it_had_not(
     start, trained, digits, tmp_path, cache
 ):
-    arguments = ["--attacks", "fgsm,pgd", "--threats", "grey_box", "--count", "8"]
+    arguments = ["--attacks", "fgsm,pgd", "--threats", "grey_box", "--count", "8", "--no-examine"]
     folders = [tmp_path / name for name in ("killed", "whole")]
     for folder in folders:
         folder.mkdir()
@@ -315,7 +315,7 @@ def test_an_evaluation_that_was_killed_goes_on_as_if_it_had_not(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     table = (killed / "report.md").read_text()
     assert f"Memory Defense on {digits.info.name}" in table
-    for word in ("grey_box", "pgd", "25/255", str(killed / "report.md")):
+    for word in ("grey_box", "pgd", "25/255", str(killed / "report.html")):
         assert word in out
 
 
@@ -336,7 +336,7 @@ def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing
     monkeypatch.setattr(data, "load", unreachable)
     folder = tmp_path / "demo"
     arguments = ["--run", folder, "--count", "8", "--cw-count", "4", "--cw-steps", "10"]
-    arguments += ["--train-size", "128"]
+    arguments += ["--train-size", "128", "--no-examine"]
     status, out, err = start("eval.demo", *arguments)
     assert (status, err) == (0, "")
     assert "note: fashion_mnist cannot be had: no network." in out
@@ -359,7 +359,10 @@ def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing
     assert "digits" in title
     assert "because fashion_mnist could not be had" in title
     assert title.removeprefix("# ") in out.replace("\n", "")
-    assert f"report: {folder / 'report.md'}" in out
+    assert f"report: {folder / 'report.html'}" in out
+    page, numbers = (folder / "report.html").read_text(), (folder / "report.json").read_text()
+    assert json.loads(numbers)["records"] == found
+    assert page.startswith("<!doctype html>")
     assert text.split("\n\n")[1] in out
     for selector in ("benign", "in_loop"):
         for threat in THREATS:

@@ -89,14 +89,43 @@ def attack_grid(
     return _draw(columns, title)
 
 
+def memory_grid(
+    defense: MemoryDefense, class_names: Sequence[str], columns: int = 10
+) -> bytes | None:
+    """A PNG of the memory rows decoded one by one: a line of rows for each class, and their mean.
+
+    None for a defense without memory.
+    """
+    spec = defense.spec
+    if not spec.memory_rows:
+        return None
+    slots = spec.memory_rows // spec.classes
+    taken = np.linspace(0, slots - 1, min(columns, slots)).round().astype(int)
+    places = np.arange(spec.classes)[:, None] * slots + taken
+    images = np.asarray(_decode_rows(defense, jnp.asarray(places.ravel())))
+    images = images.reshape(*places.shape, *images.shape[1:])
+    everywhere = np.ones(spec.classes, bool)
+    names = [_short(name) for name in class_names]
+    grid: list[_Column] = [("mean", images.mean(axis=1), names, everywhere)]
+    grid += [
+        (f"row {row}", images[:, column], [""] * spec.classes, everywhere)
+        for column, row in enumerate(taken)
+    ]
+    return _draw(grid, "memory rows, decoded", 1.0)
+
+
+_decode_rows = jax.jit(lambda defense, rows: defense.decode_rows(rows))
+
+
 # Heading, images, captions, and which captions are as they should be.
 _Column = tuple[str, np.ndarray, list[str], np.ndarray]
 
 
-def _draw(columns: Sequence[_Column], title: str) -> bytes:
+def _draw(columns: Sequence[_Column], title: str, inches: float = 1.75) -> bytes:
     """A PNG of columns of captioned images; captions that should not be are red."""
     count = len(columns[0][1])
-    figure = Figure(figsize=(1.75 * len(columns), 1.75 * count + 0.7), layout="constrained")
+    size = (inches * len(columns), inches * count + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, len(columns), squeeze=False)
     for column, (name, images, captions, right) in enumerate(columns):

@@ -6,15 +6,19 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
-from memdef_jax.defenses import MemoryDefense
-from memdef_jax.evaluation import report
+from memdef_jax.defenses import Defense, MemoryDefense
+from memdef_jax.evaluation import illustrate, page, report
+from memdef_jax.evaluation.config import SweepConfig
 from memdef_jax.evaluation.diagnostics import template_diagnostics
+from memdef_jax.evaluation.examination import Examination, examine
 from memdef_jax.evaluation.records import Record
-from memdef_jax.evaluation.robustness import SweepConfig, sweep
+from memdef_jax.evaluation.robustness import sweep
+from memdef_jax.evaluation.summary import summarise
 from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter
 from memdef_jax.training.run import read_run
@@ -39,7 +43,7 @@ class Evaluation:
 
 def load_dataset(
     folder: pathlib.Path,
-    defenses: Mapping[str, MemoryDefense],
+    defenses: Mapping[str, Defense],
     name: str | None = None,
     data_dir: str | None = None,
     raw_dir: str | None = None,
@@ -71,21 +75,29 @@ def load_dataset(
 
 def evaluate_run(
     folder: pathlib.Path,
-    defenses: Mapping[str, MemoryDefense],
+    defenses: Mapping[str, Defense],
     dataset: Dataset,
     config: SweepConfig,
     reporter: Reporter,
+    *,
+    examination: Examination | None = None,
     instead_of: str | None = None,
+    command: str = "",
 ) -> Evaluation:
-    """Sweep a run's defenses, or go on, and write `report.md`, pictures and `diagnostics.json`.
+    """Sweep defenses, or go on, examine them, and write what was found.
+
+    Files: `report.html`, one page without need of a network; `report.json`, all its numbers;
+    `report.md` and `pictures/`; and what they are made of, see `sweep` and `examine`.
 
     Args:
       folder: the run's.
-      defenses: the run's, by selector.
+      defenses: by selector.
       dataset: that they were trained on.
       config: what to cross.
       reporter: told of progress.
+      examination: how much of it; None leaves doubts and detection out.
       instead_of: the dataset that could not be had, for the title.
+      command: what the user typed, for the record.
 
     Raises:
       InputError: as `sweep`.
@@ -95,8 +107,54 @@ def evaluate_run(
     diagnostics = {
         name: template_diagnostics(defense, dataset.train, test)
         for name, defense in defenses.items()
+        if isinstance(defense, MemoryDefense)
     }
     write_atomic(folder / "diagnostics.json", json.dumps(diagnostics, indent=2))
+    examined: dict[str, Any] = {}
+    if examination is not None:
+        examined = examine(folder, defenses, dataset, found, examination, reporter)
     heading = report.title(dataset, instead_of)
-    path = report.write_report(folder, dataset, defenses, config, found, diagnostics, heading)
-    return Evaluation(heading, found, report.in_words(found, diagnostics), path)
+    words = report.in_words(found, diagnostics)
+    pictured = illustrate.draw(folder, dataset, defenses, config, found)
+    report.write_report(folder, dataset, found, diagnostics, pictured, heading)
+    info = dataset.info
+    summary = summarise(
+        folder,
+        found,
+        info.class_names,
+        heading=heading,
+        words=words,
+        data={"name": info.name, "source": info.source, "fingerprint": info.fingerprint},
+        diagnostics=diagnostics,
+        provenance={
+            "command": command,
+            "sweep": dataclasses.asdict(config),
+            "examination": dataclasses.asdict(examination) if examination else None,
+            "device": found[0]["device"],
+            "versions": found[0]["versions"],
+            "training": _training(folder),
+        },
+        **examined,
+    )
+    write_atomic(folder / "report.json", json.dumps(summary, indent=1))
+    path = folder / "report.html"
+    write_atomic(path, page.render(summary, pictured))
+    return Evaluation(heading, found, words, path)
+
+
+def examination_for(config: SweepConfig) -> Examination:
+    """As much of an examination as suits a sweep: at its largest budget, on no more images."""
+    usual = Examination()
+    most = config.count or usual.detected
+    return Examination(
+        eps=max(config.eps, default=usual.eps),
+        images=min(usual.images, most),
+        detected=min(usual.detected, most),
+        embedded=min(usual.embedded, most),
+        seed=config.seeds[0],
+    )
+
+
+def _training(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The configuration a run was trained with; None where it was not trained here."""
+    return read_run(folder) if (folder / "run.json").is_file() else None

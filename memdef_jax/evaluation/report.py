@@ -6,15 +6,15 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memdef_jax.data import Dataset, subset
-from memdef_jax.defenses import MemoryDefense
-from memdef_jax.evaluation import pictures, records
+from memdef_jax.data import Dataset
 from memdef_jax.evaluation.records import Record, select
-from memdef_jax.evaluation.robustness import SweepConfig
 from memdef_jax.evaluation.threats import THREATS, WORST
 from memdef_jax.files import write_atomic
+
+if TYPE_CHECKING:
+    from memdef_jax.evaluation.page import Picture  # which shows numbers as this module does
 
 HEADER = (
     "selector",
@@ -150,6 +150,15 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
     return " ".join(sentences)
 
 
+def failures(found: Sequence[Record]) -> list[str]:
+    """A line for each cell whose attack did worse than attackers who know less."""
+    return [
+        f"- {r['selector']}, {r['threat']}, {r['attack']} {eps_name(r['eps'])}: {r['failed']}\n"
+        for r in sort_records(found)
+        if r.get("failed")
+    ]
+
+
 def title(dataset: Dataset, instead_of: str | None = None) -> str:
     """The report's heading; says so when the data are only the bundled digits, and why."""
     heading = f"Memory Defense on {dataset.info.name}"
@@ -161,10 +170,9 @@ def title(dataset: Dataset, instead_of: str | None = None) -> str:
 def write_report(
     folder: pathlib.Path,
     dataset: Dataset,
-    defenses: Mapping[str, MemoryDefense],
-    config: SweepConfig,
     found: Sequence[Record],
     diagnostics: Mapping[str, Mapping[str, float]],
+    pictured: Sequence[Picture],
     heading: str,
 ) -> pathlib.Path:
     """Write `report.md` with its pictures into the run's folder.
@@ -191,6 +199,7 @@ def write_report(
         _markdown_row(["---"] * len(HEADER)),
         *(_markdown_row(row) for row in rows),
         "",
+        *failures(found),
         "## Is the memory a class template?",
         "",
         *_diagnostics_table(diagnostics),
@@ -198,21 +207,9 @@ def write_report(
         "## Pictures",
         "",
     ]
-    for record in _pictured(found):
-        name = f"{record['selector']}-{record['threat']}-{record['attack']}"
-        outcomes = records.read_outcomes(folder, record)
-        if outcomes is None:
-            continue
-        words = (
-            f"{record['selector']} selector, {record['attack'].upper()} "
-            f"{eps_name(record['eps'])}, threat model {record['threat']}"
-        )
-        split = subset(dataset.test, config.count)
-        png = pictures.attack_grid(
-            defenses[record["selector"]], split, outcomes, dataset.info.class_names, words
-        )
-        write_atomic(folder / "pictures" / f"{name}.png", png)
-        lines += [f"![{words}](pictures/{name}.png)", ""]
+    for picture in pictured:
+        write_atomic(folder / "pictures" / f"{picture.name}.png", picture.png)
+        lines += [f"![{picture.alt}](pictures/{picture.name}.png)", ""]
     lines += ["## Provenance", "", "```json", json.dumps(_provenance(found), indent=2), "```", ""]
     path = folder / "report.md"
     write_atomic(path, "\n".join(lines))
@@ -241,18 +238,6 @@ def _diagnostics_table(diagnostics: Mapping[str, Mapping[str, float]]) -> list[s
     for key, text in words.items():
         rows.append(_markdown_row([text, *(f"{d[key]:.4g}" for d in diagnostics.values())]))
     return rows
-
-
-def _pictured(found: Sequence[Record]) -> list[Record]:
-    """The strongest budgeted cell of each selector and threat model."""
-    chosen = []
-    for selector in dict.fromkeys(r["selector"] for r in sort_records(found)):
-        for threat in THREATS:
-            cells = select(found, selector=selector, threat=threat)
-            cells = [r for r in cells if r["eps"] is not None]
-            if cells:
-                chosen.append(max(cells, key=lambda r: (r["eps"], -r["robust_accuracy"])))
-    return chosen
 
 
 def _provenance(found: Sequence[Record]) -> dict[str, Any]:
