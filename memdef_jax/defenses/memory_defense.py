@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.attacks.logits import Logits
+from memdef_jax.attacks.objectives import margin
 from memdef_jax.checks import InputError
 from memdef_jax.nn import Bound, ClassifierB, MemoryAutoencoder, classifier
 from memdef_jax.nn.autoencoder import architecture
@@ -179,7 +180,7 @@ class MemoryDefense:
           "requeried": the deployed pipeline, its mask a constant that follows the image;
           "straight_through": the deployed pipeline, its mask with the probabilities' gradient;
           "joint": the same, and beside the gradient of classifier-B's logits that of
-          classifier-A's log-probabilities, which stays when either of the two saturates.
+          classifier-A's own margin, which stays when its probabilities saturate.
         """
         return {
             "selector": self.selector,
@@ -188,7 +189,7 @@ class MemoryDefense:
             "soft_mask": SelectedMask(self, "soft"),
             "requeried": SelectedMask(self, "constant"),
             "straight_through": SelectedMask(self, "straight_through"),
-            "joint": SelectedMask(self, "joint"),
+            "joint": JointMask(self, y),
         }
 
 
@@ -216,27 +217,51 @@ class FrozenMask:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SelectedMask:
-    """The whole pipeline with its mask from classifier-A, in one of four ways to differentiate it.
+    """The whole pipeline with its mask from classifier-A, in one of three ways to differentiate it.
 
     Attributes:
       defense: the pipeline.
-      how: "soft", "constant", "straight_through" or "joint", see `MemoryDefense.surfaces`. With
-        all but "soft" the values are those of the deployed pipeline.
+      how: "soft", "constant" or "straight_through", see `MemoryDefense.surfaces`. With all but
+        "soft" the values are those of the deployed pipeline.
     """
 
     defense: MemoryDefense
     how: str = dataclasses.field(metadata={"static": True})
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return _through_choice(self.defense, self.defense.selector(x), x, self.how)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class JointMask:
+    """The deployed pipeline for attacks on classifier-A and classifier-B at once.
+
+    The label's logit carries the gradient of classifier-A's margin as well, so whatever lowers it
+    against another also misleads the choice of slot. Labels int [B].
+    """
+
+    defense: MemoryDefense
+    labels: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
         chosen = self.defense.selector(x)
-        mask = jax.nn.softmax(chosen, axis=-1)
-        if self.how != "soft":
-            hard = jax.nn.one_hot(jnp.argmax(chosen, axis=-1), chosen.shape[-1])
-            mask = hard if self.how == "constant" else hard + _gradient_only(mask)
-        logits = self.defense.classify(self.defense.reconstruct(x, mask, True))
-        if self.how == "joint":
-            logits = logits + _gradient_only(jax.nn.log_softmax(chosen, axis=-1))
-        return logits
+        logits = _through_choice(self.defense, chosen, x, "straight_through")
+        label = jax.nn.one_hot(self.labels, logits.shape[-1])
+        return logits - label * _gradient_only(margin(chosen, self.labels))[:, None]
+
+    def take(self, indices: jax.Array) -> JointMask:
+        """The same for a re-packed batch."""
+        return JointMask(self.defense, self.labels[indices])
+
+
+def _through_choice(defense: MemoryDefense, chosen: jax.Array, x: jax.Array, how: str) -> jax.Array:
+    """Classifier-B's logits with the mask that classifier-A's logits `chosen` say."""
+    mask = jax.nn.softmax(chosen, axis=-1)
+    if how != "soft":
+        hard = jax.nn.one_hot(jnp.argmax(chosen, axis=-1), chosen.shape[-1])
+        mask = hard if how == "constant" else hard + _gradient_only(mask)
+    return defense.classify(defense.reconstruct(x, mask, True))
 
 
 def _gradient_only(value: jax.Array) -> jax.Array:

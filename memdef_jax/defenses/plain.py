@@ -91,7 +91,7 @@ class PlainDefense:
         return jnp.argmax((self.undefended or self.__call__)(x), axis=-1).astype(jnp.int32)
 
     def surfaces(self, x: jax.Array, y: jax.Array) -> Mapping[str, Logits]:
-        """Surfaces "deployed", and "surrogate" and "selector" (the undefended) where they were given."""
+        """The "deployed", and "surrogate" and "selector" (the undefended) where they were given."""
         offered = {
             "deployed": self.model,
             "surrogate": self.surrogate,

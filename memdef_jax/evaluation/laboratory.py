@@ -264,10 +264,7 @@ class Laboratory:
             spent: dict[str, Any] = {}
             if crafting is not None:
                 attack, _, name, _ = crafting
-                if hasattr(attack, "early_stop"):
-                    attack = dataclasses.replace(  # type: ignore[type-var]
-                        attack, early_stop=name in DEPLOYED_SURFACES
-                    )
+                attack = _fitted(attack, name)
                 result = attack.run(source.surfaces(x, y)[name], x, y, key=own_keys)
                 success, norm, images = result.success, result.norm, result.images
                 _check_budget(attack, x, images)
@@ -316,6 +313,21 @@ def combine(variants: Mapping[str, Outcomes], minimal: bool = False) -> Outcomes
             best[key] = np.where(here, values, best[key])
         best["selector_correct_any"] = misled
     return best
+
+
+def _fitted(attack: Attack, surface: str) -> Attack:
+    """An attack as it suits a surface, in its own settings.
+
+    Where the surface is not what is deployed, an image that fools it has stopped too early. And on
+    both classifiers at once the margin is the objective that neither can saturate.
+    """
+    has = {field.name for field in dataclasses.fields(attack)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    if "early_stop" in has:
+        changes["early_stop"] = surface in DEPLOYED_SURFACES
+    if surface == "joint" and getattr(attack, "loss", None) == "cross_entropy":
+        changes["loss"] = "margin"
+    return dataclasses.replace(attack, **changes) if changes else attack  # type: ignore[type-var]
 
 
 def _failure(own: float, accuracy: Mapping[str, float], weaker: Sequence[str]) -> str | None:

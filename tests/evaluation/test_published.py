@@ -1,8 +1,9 @@
-"""The paper's Tables 1 and 2, each cell as it is printed there (arXiv 2202.02595)."""
+"""The paper's Tables 1, 2, 3 and 5, each cell as it is printed there (arXiv 2202.02595)."""
 
 import pytest
 
-from memdef_jax.evaluation.published import paper_accuracy
+from memdef_jax.evaluation.published import SECONDS, paper_accuracy
+from memdef_jax.evaluation.published import printed as printed_numbers
 
 FASHION = """
 benign      | 93.66 | 62.83 / 62.52 | 59.88 / 56.10 | 59.06 / 59.08 | 48.61 / 45
@@ -66,3 +67,67 @@ def test_cw_without_a_budget_takes_the_number_of_the_smaller_one():
 def test_elsewhere_there_is_none(dataset, system, attack):
     assert paper_accuracy(dataset, system, attack, 8 / 255) is None
     assert paper_accuracy(dataset, system, attack, None) is None
+
+
+THREE = {
+    "fashion_mnist": """
+        Defense-VAE-REC 90.85 89.03 87.47
+        Defense-VAE-E2E 90.85 91.02 88.54
+        Memory-Defense  92.36 89.40 92.36
+    """,
+    "cifar10": """
+        Defense-VAE-REC 86.52 48.52 45.91
+        Defense-VAE-E2E 86.52 50.72 49.44
+        Memory-Defense  92.01 86.64 91.00
+    """,
+}
+FIVE = """
+    Target Classifier,      87.62, 53.64
+    Autoencoder w/o Memory, 89.70, 68.69
+    Memory Selector pgd,    92.36, 87.55
+    Memory Defense,         92.36, 90.03
+"""
+
+
+@pytest.mark.parametrize("dataset", sorted(THREE))
+def test_table_3_is_the_printed_one(dataset):
+    rows = [line.split() for line in THREE[dataset].strip().splitlines()]
+    columns = (("clean", None), ("fgsm", 0.3), ("cw", 0.3))
+    expected = [
+        (name, *column, float(number))
+        for name, *numbers in rows
+        for column, number in zip(columns, numbers, strict=True)
+    ]
+    here = [p for p in printed_numbers() if (p.table, p.dataset) == (3, dataset)]
+    assert [(p.row, p.attack, p.eps, p.percent) for p in here] == expected
+    assert {p.row for p in here if p.system} == {"Memory-Defense"}
+
+
+def test_table_5_is_the_printed_one():
+    rows = [[cell.strip() for cell in line.split(",")] for line in FIVE.strip().splitlines()]
+    expected = [
+        (name, attack, float(number))
+        for name, *numbers in rows
+        for attack, number in zip(("clean", "fgsm"), numbers, strict=True)
+    ]
+    here = [p for p in printed_numbers() if p.table == 5]
+    assert [(p.row, p.attack, p.percent) for p in here] == expected
+    assert {p.eps for p in here if p.attack == "fgsm"} == {25 / 255}
+    systems = ["classifier_b", "autoencoder", "adversarial", "pipeline"]
+    assert list(dict.fromkeys(p.system for p in here)) == systems
+
+
+@pytest.mark.parametrize(("table", "rows", "numbers"), [(1, 5, 9), (2, 5, 12)])
+def test_other_authors_have_their_numbers_and_no_system_of_ours(table, rows, numbers):
+    here = [p for p in printed_numbers() if p.table == table]
+    assert len(here) == rows * numbers
+    others = {p.row for p in here if p.system is None}
+    assert others == {"PixelDefend", "ComDefend"}
+    assert {p.attack for p in here if p.percent is None} == {"pgd"}
+    one = {(p.row, p.attack): p.percent for p in here if p.system is None}
+    assert one["PixelDefend", "clean"] == {1: 89.0, 2: 90.0}[table]
+    assert one["ComDefend", "cw"] == {1: 89.0, 2: 87.0}[table]  # the last of two
+
+
+def test_the_memory_costs_three_and_a_half_times_the_time():
+    assert SECONDS["with_memory"] / SECONDS["without_memory"] == pytest.approx(3.617, abs=1e-3)
