@@ -16,7 +16,7 @@ from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import MemoryDefense
 from memdef_jax.evaluation import THREATS, WORST, read_records
-from tests.evaluation import handmade
+from tests.evaluation import handmade, pages
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -363,6 +363,9 @@ def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing
     page, numbers = (folder / "report.html").read_text(), (folder / "report.json").read_text()
     assert json.loads(numbers)["records"] == found
     assert page.startswith("<!doctype html>")
+    shown = pages.Page(page)
+    assert len(shown.numbers) > 500
+    pages.check_numbers(shown, json.loads(numbers))
     assert text.split("\n\n")[1] in out
     for selector in ("benign", "in_loop"):
         for threat in THREATS:
