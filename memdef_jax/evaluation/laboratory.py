@@ -319,12 +319,15 @@ def _fitted(attack: Attack, surface: str) -> Attack:
     """An attack as it suits a surface, in its own settings.
 
     Where the surface is not what is deployed, an image that fools it has stopped too early. And on
-    both classifiers at once the margin is the objective that neither can saturate.
+    both classifiers at once the margin is the objective that neither can saturate. Deployed values
+    are flat between changes of slot, so on them a loss that stalls is no reason to stop.
     """
     has = {field.name for field in dataclasses.fields(attack)}  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
     if "early_stop" in has:
         changes["early_stop"] = surface in DEPLOYED_SURFACES
+    if "abort_early" in has and surface in DEPLOYED_SURFACES:
+        changes["abort_early"] = False
     if surface == "joint" and getattr(attack, "loss", None) == "cross_entropy":
         changes["loss"] = "margin"
     return dataclasses.replace(attack, **changes) if changes else attack  # type: ignore[type-var]
