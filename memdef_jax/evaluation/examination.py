@@ -119,14 +119,13 @@ def _read(path: pathlib.Path, digest: str) -> dict[str, Any]:
 def _adaptive(found: Sequence[Record], selector: str) -> dict[str, Any]:
     """The verdict on the sweep's own adaptive cells."""
     cells = select(found, selector=selector, threat="adaptive")
-    gaps = {r["attack"]: r["own_accuracy"] - r["robust_accuracy"] for r in cells}
-    failed = [r for r in cells if r["failed"]]
-    name, gap = max(gaps.items(), key=lambda pair: pair[1]) if gaps else ("", None)
-    verdict = "skipped" if gap is None else "fail" if failed else "pass"
+    worst = max(cells, key=_gap, default=None)
+    failed = max((r for r in cells if r["failed"]), key=_gap, default=None)
+    verdict = "skipped" if worst is None else "fail" if failed else "pass"
     advice = (
         "no adaptive cell was measured; run the suite 'adaptive'."
-        if gap is None
-        else f"{name}: {failed[0]['failed']}"
+        if worst is None
+        else f"{failed['attack']} at eps {failed['eps'] or 'any'}: {failed['failed']}"
         if failed
         else "attacks on the whole pipeline are at least as strong as those that know less of it."
     )
@@ -134,11 +133,17 @@ def _adaptive(found: Sequence[Record], selector: str) -> dict[str, Any]:
         "name": "adaptive",
         "title": "more knowledge makes the attack stronger",
         "verdict": verdict,
-        "number": gap,
+        "number": None if worst is None else _gap(failed or worst),
         "limit": 0.0,
         "unit": "share",
         "advice": advice,
     }
+
+
+def _gap(cell: Record) -> float:
+    """By how much an adaptive cell's own attacks leave more than attackers who know less."""
+    weaker = [cell["variants"].get(name, 1.0) for name in THREATS["adaptive"].weaker]
+    return float(cell["own_accuracy"] - min(weaker, default=1.0))
 
 
 @dataclasses.dataclass(frozen=True)

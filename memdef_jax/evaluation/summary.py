@@ -11,6 +11,7 @@ import numpy as np
 from memdef_jax.attacks import presets
 from memdef_jax.evaluation import records
 from memdef_jax.evaluation.records import Record, select
+from memdef_jax.evaluation.report import eps_name
 from memdef_jax.evaluation.statistics import wilson_interval
 from memdef_jax.evaluation.threats import THREATS, WORST
 
@@ -86,7 +87,7 @@ def confusion(
             continue
         counts = np.zeros((classes, classes), int)
         np.add.at(counts, (outcomes["slot"], outcomes["answer"]), 1)
-        words = f"{record['attack']}, {record['threat']}, eps {record['eps']:.4g}"
+        words = f"{record['attack']}, {record['threat']}, eps {eps_name(record['eps'])}"
         result[selector] = {"words": words, "slots": counts.tolist()}
     return result
 
@@ -103,14 +104,14 @@ def headline(found: Sequence[Record]) -> list[str]:
         low, high = last["interval"]
         said.append(
             f"{selector}: {100 * clean[0]['robust_accuracy']:.1f}% clean, "
-            f"{100 * last['robust_accuracy']:.1f}% at eps {last['eps']:.4g} "
+            f"{100 * last['robust_accuracy']:.1f}% at eps {eps_name(last['eps'])} "
             f"(95% interval {100 * low:.1f} to {100 * high:.1f}, {last['n']} images)."
         )
     failures = [r for r in found if r.get("failed")]
     if failures:
         said.append(
-            f"In {len(failures)} cells the adaptive attack found less than attackers who know "
-            "less; their images were counted."
+            f"In {len(failures)} of the cells the adaptive attack found less than attackers who "
+            "know less; their images were counted."
         )
     return said
 

@@ -91,7 +91,7 @@ def test_the_headline_quotes_the_worst_case_and_attacks_that_failed(stored):
         "in_loop: 75.0% clean, 25.0% at eps 0.1 (95% interval 15.0 to 85.0, 4 images)."
     ]
     failed = [*found, record(failed="the attack failed")]
-    assert headline(failed)[-1].startswith("In 1 cells the adaptive attack found less")
+    assert headline(failed)[-1].startswith("In 1 of the cells the adaptive attack found less")
 
 
 def test_the_summary_is_json_and_leaves_out_what_is_not_there(stored):
