@@ -77,7 +77,7 @@ def files(folder):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--attacks", "fgsm,autoattack"], "attack 'autoattack' is unknown; use some of fgsm"),
+        (["--attacks", "fgsm,nonsense"], "attack 'nonsense' is unknown; use some of fgsm"),
         (["--attacks", ""], "no attack was given"),
         (["--threats", "white_box"], "threat model 'white_box' is unknown; use all or some of"),
         (["--eps", "-0.1"], "eps -0.1 is outside [0, 1]"),
