@@ -65,6 +65,8 @@ def test_the_surfaces_are_what_their_names_say(defense, images):
         "frozen_mask_true": by_hand(defense, x, np.eye(10)[np.asarray(y)])[0],
         "soft_mask": by_hand(defense, x, probabilities)[0],
         "straight_through": defense(x),
+        "requeried": defense(x),
+        "joint": defense(x),
     }
     assert surfaces.keys() == expected.keys()
     for name, value in expected.items():
@@ -110,6 +112,28 @@ def test_gradients_pass_the_selector_where_the_slot_is_chosen_and_not_where_it_i
     assert selector_gradient(surfaces["soft_mask"], x) > 0
     assert selector_gradient(surfaces["frozen_mask"], x) == 0
     assert selector_gradient(surfaces["frozen_mask_true"], x) == 0
+    assert selector_gradient(surfaces["requeried"], x) == 0
+
+
+def test_the_joint_surface_adds_the_gradient_of_the_selectors_margin(defense, images):
+    x, y = images
+    surfaces = defense.surfaces(x, y)
+
+    def gradient(fn, of_logits):
+        return jax.grad(lambda x: of_logits(fn(x)).sum())(x)
+
+    def margin(logits):
+        own = jax.nn.one_hot(y, 10, dtype=bool)
+        return jnp.where(own, -jnp.inf, logits).max(1) - (logits * own).sum(1)
+
+    pipeline = gradient(surfaces["straight_through"], margin)
+    selector = gradient(surfaces["selector"], margin)
+    np.testing.assert_allclose(
+        gradient(surfaces["joint"], margin), pipeline + selector, rtol=1e-3, atol=1e-5
+    )
+    half = jnp.array([0, 2])
+    joint = surfaces["joint"].take(half)
+    np.testing.assert_array_equal(joint.labels, y[half])
 
 
 def test_straight_through_has_the_gradient_of_the_mask_at_the_hard_choice(defense, images):
