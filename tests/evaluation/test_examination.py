@@ -1,6 +1,5 @@
 """Doubts, detection and transfer over a whole run: resumed, and true to what they are made of."""
 
-import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -20,11 +19,30 @@ SETTINGS = Examination(
 )
 
 
+def adaptive(selector, own, grey, failed=None):
+    return {
+        "selector": selector,
+        "threat": "adaptive",
+        "attack": "pgd",
+        "eps": 0.1,
+        "own_accuracy": own,
+        "variants": {"joint": own, "selector": grey, "frozen_mask": 0.9},
+        "failed": failed,
+    }
+
+
+FOUND = [
+    adaptive("benign", 0.2, 0.2),
+    adaptive("benign", 0.5, 0.1, "worse than ignoring the defense"),
+    adaptive("in_loop", 0.1, 0.3),
+]
+
+
 @pytest.fixture(scope="module")
-def examined(pair, digits, swept, tmp_path_factory):
+def examined(pair, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("examined")
     reporter = Quiet()
-    return folder, examine(folder, pair, digits, swept[1], SETTINGS, reporter)
+    return folder, examine(folder, pair, digits, FOUND, SETTINGS, reporter)
 
 
 class Quiet:
@@ -84,21 +102,26 @@ def test_transfer_is_from_every_defense_to_every_defense(examined, pair):
     assert (np.diag(matrix) <= matrix.min(axis=0) + 1e-9).all()
 
 
-def test_a_finished_examination_is_not_made_again_and_other_settings_are(
-    examined, pair, digits, swept
-):
+def test_a_finished_examination_is_not_made_again_and_what_is_missing_is(examined, pair, digits):
     folder, found = examined
     before = (folder / FILE).read_bytes()
     again = Quiet()
-    assert examine(folder, pair, digits, swept[1], SETTINGS, again) == found
-    assert (again.done, again.total, again.updates) == (5, 5, [])
+    assert examine(folder, pair, digits, FOUND, SETTINGS, again) == found
+    assert (again.done, again.total, again.updates) == (6, 6, [])
     assert (folder / FILE).read_bytes() == before
     # One part is missing: only that is measured.
     stored = json.loads(before)
     del stored["parts"]["transfer"]
     (folder / FILE).write_text(json.dumps(stored))
     again = Quiet()
-    assert examine(folder, pair, digits, swept[1], SETTINGS, again) == found
-    assert again.updates == [5]
-    other = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(SETTINGS, seed=1))))
-    assert other["seed"] == 1
+    assert examine(folder, pair, digits, FOUND, SETTINGS, again) == found
+    assert again.updates == [6]
+
+
+def test_the_sweeps_own_failures_are_a_verdict(examined):
+    verdicts = {name: checks[-1] for name, checks in examined[1]["checks"].items()}
+    assert verdicts["benign"]["verdict"] == "fail"
+    assert verdicts["benign"]["number"] == pytest.approx(0.5 - 0.1)
+    assert verdicts["benign"]["advice"] == "pgd at eps 0.1: worse than ignoring the defense"
+    assert verdicts["in_loop"]["verdict"] == "pass"
+    assert verdicts["in_loop"]["number"] == pytest.approx(0.1 - 0.3)
