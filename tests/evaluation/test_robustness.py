@@ -450,8 +450,8 @@ def test_devices_share_the_work_and_change_nothing(tmp_path):
     code = (
         "import sys, pathlib; from memdef_jax import data; from memdef_jax.evaluation import *;"
         "from tests.evaluation import handmade; digits = data.load('digits');"
-        "config = SweepConfig(attacks=('fgsm', 'pgd'), eps=(9/255,), count=13, batch_size=8,"
-        " threats=('grey_box', 'adaptive'));"
+        "config = SweepConfig(attacks=('fgsm',), eps=(9/255,), count=13, batch_size=8,"
+        " threats=('grey_box', 'frozen_mask'));"
         "sweep({'benign': handmade.make(digits)}, digits, config, pathlib.Path(sys.argv[1]))"
     )
     found = []
