@@ -15,6 +15,15 @@ from memdef_jax.defenses import MemoryDefense
 from memdef_jax.nn.losses import reconstruction_error
 
 _BATCH = 250
+# What `template_diagnostics` measures, in words.
+DIAGNOSTICS = {
+    "image_spread": "spread of a class's images (mean standard deviation of a pixel)",
+    "reconstruction_spread": "spread of their reconstructions",
+    "mse": "mean squared error of the reconstruction from the true slot",
+    "class_mean_mse": "the same of the class's mean training image",
+    "follows_wrong_slot": "share that classifier-B calls by the deliberately wrong slot shown",
+    "agreement": "share of clean images on which the pipeline answers as classifier-A",
+}
 
 
 @jax.jit

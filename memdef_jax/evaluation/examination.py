@@ -155,9 +155,9 @@ class _Room:
     def _images(self, count: int) -> Split:
         return subset(self.dataset.test, min(count, len(self.dataset.test)))
 
-    def _attack(self, early_stop: bool) -> PGD:
+    def _attack(self) -> PGD:
         eps = self.settings.eps
-        return PGD(eps=eps, step_size=eps / 10, steps=40, loss="margin", early_stop=early_stop)
+        return PGD(eps=eps, step_size=eps / 10, steps=40, loss="margin", early_stop=False)
 
     def checks(self, name: str) -> list[dict[str, Any]]:
         """Verdicts of `doubts.doubt`."""
@@ -199,7 +199,7 @@ class _Room:
             if limit is not None:
                 score = jax.tree_util.Partial(type(defense).score, defense)  # type: ignore[attr-defined]
                 surface = Evading.of(surface, score, y, limit=limit)
-            attack = self._attack(early_stop=False)
+            attack = self._attack()
             parts.append(np.asarray(attack(surface, x, y, key=keys[places.images]))[batch.valid])
         return np.concatenate(parts)
 
@@ -231,7 +231,7 @@ class _Room:
         """The bottleneck of clean and attacked images by t-SNE, with and without the memory."""
         assert self.remembering is not None
         split, seed = self._images(self.settings.embedded), self.settings.seed
-        latents = latent.collect(self.remembering, split, self._attack(early_stop=True), seed)
+        latents = latent.collect(self.remembering, split, self._attack(), seed)
         embedded = latent.embed(latents, latent.projection("tsne", seed))
         return {**embedded, "class_names": list(self.dataset.info.class_names)}
 

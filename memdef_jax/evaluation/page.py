@@ -22,6 +22,7 @@ from markupsafe import Markup
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation import figures
 from memdef_jax.evaluation.detection import roc
+from memdef_jax.evaluation.diagnostics import DIAGNOSTICS
 from memdef_jax.evaluation.report import eps_name, percent, sort_records
 from memdef_jax.evaluation.threats import WORST
 
@@ -41,14 +42,6 @@ KINDS: dict[str, Callable[[float], str]] = {
     "exact": json.dumps,
 }
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
-DIAGNOSTICS = {
-    "image_spread": "spread of a class's images (mean standard deviation of a pixel)",
-    "reconstruction_spread": "spread of their reconstructions",
-    "mse": "mean squared error of the reconstruction from the true slot",
-    "class_mean_mse": "the same of the class's mean training image",
-    "follows_wrong_slot": "share that classifier-B calls by the deliberately wrong slot shown",
-    "agreement": "share of clean images on which the pipeline answers as classifier-A",
-}
 
 
 @dataclasses.dataclass(frozen=True)

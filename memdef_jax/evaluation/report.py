@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memdef_jax.data import Dataset
+from memdef_jax.evaluation import layout
+from memdef_jax.evaluation.diagnostics import DIAGNOSTICS
 from memdef_jax.evaluation.records import Record, select
 from memdef_jax.evaluation.threats import THREATS, WORST
 from memdef_jax.files import write_atomic
@@ -195,14 +197,12 @@ def write_report(
         "returning the clean one; its median is over the images that had to be changed. The "
         "paper's numbers come from another classifier-A, trained on adversarial examples.",
         "",
-        _markdown_row(HEADER),
-        _markdown_row(["---"] * len(HEADER)),
-        *(_markdown_row(row) for row in rows),
+        layout.as_markdown(HEADER, rows),
         "",
         *failures(found),
         "## Is the memory a class template?",
         "",
-        *_diagnostics_table(diagnostics),
+        _diagnostics_table(diagnostics),
         "",
         "## Pictures",
         "",
@@ -221,23 +221,12 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _diagnostics_table(diagnostics: Mapping[str, Mapping[str, float]]) -> list[str]:
-    words = {
-        "image_spread": "spread of a class's images (mean standard deviation of a pixel)",
-        "reconstruction_spread": "spread of their reconstructions",
-        "mse": "mean squared error of the reconstruction from the true slot",
-        "class_mean_mse": "the same of the class's mean training image",
-        "follows_wrong_slot": "share that classifier-B calls by the deliberately wrong slot shown",
-        "agreement": "share of clean images on which the pipeline answers as classifier-A",
-    }
-    rows = [_markdown_row(["", *diagnostics]), _markdown_row(["---"] * (len(diagnostics) + 1))]
-    for key, text in words.items():
-        rows.append(_markdown_row([text, *(f"{d[key]:.4g}" for d in diagnostics.values())]))
-    return rows
+def _diagnostics_table(diagnostics: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [text, *(f"{measured[key]:.4g}" for measured in diagnostics.values())]
+        for key, text in DIAGNOSTICS.items()
+    ]
+    return layout.as_markdown(["", *diagnostics], rows)
 
 
 def _provenance(found: Sequence[Record]) -> dict[str, Any]:
