@@ -18,7 +18,7 @@ from memdef_jax.attacks import presets
 from memdef_jax.checks import InputError
 from memdef_jax.data import subset
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation import latent
+from memdef_jax.evaluation import figures, latent
 from memdef_jax.evaluation.crafting import single
 from memdef_jax.evaluation.program import load_dataset
 from memdef_jax.files import write_atomic
@@ -63,7 +63,8 @@ def main(
     settings = {"selector": name, "attack": attack, "eps": eps, "method": method, "seed": seed}
     content = {**embedded, "class_names": names, **settings}
     write_atomic(run / "latent.json", json.dumps(content))
-    write_atomic(run / "latent.png", latent.draw(embedded, names))
+    spaces = {title: embedded[space] for space, title in latent.SPACES.items()}
+    write_atomic(run / "latent.png", figures.scatter(spaces, names))
     print(f"figure: {run / 'latent.png'}")
 
 

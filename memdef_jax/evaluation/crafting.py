@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,15 @@ from memdef_jax.checks import InputError
 from memdef_jax.data import Split, eval_batches, to_float
 
 BATCH = 250
+Target = Callable[[jax.Array, jax.Array], Logits]
 
 
-def craft(attack: Attack, logits_fn: Logits, split: Split, seed: int = 0) -> np.ndarray:
+def craft(attack: Attack, target: Target, split: Split, seed: int = 0) -> np.ndarray:
     """Attack every image with the whole budget, also beyond the first success, as sweeps do.
 
     Args:
       attack: the attack.
-      logits_fn: what it is crafted on, the same function for all images.
+      target: from a batch of clean images and labels to what it is crafted on for these.
       split: clean images.
       seed: of its random draws; each image has its own key.
 
@@ -36,10 +37,15 @@ def craft(attack: Attack, logits_fn: Logits, split: Split, seed: int = 0) -> np.
     index, size = np.arange(len(split)), min(BATCH, len(split))
     parts = []
     for batch, places in zip(eval_batches(split, size), eval_batches((index, index), size)):
-        x = to_float(jnp.asarray(batch.images))
-        images = attack(logits_fn, x, jnp.asarray(batch.labels), key=keys[places.images])
+        x, y = to_float(jnp.asarray(batch.images)), jnp.asarray(batch.labels)
+        images = attack(target(x, y), x, y, key=keys[places.images])
         parts.append(np.asarray(images)[batch.valid])
     return np.concatenate(parts)
+
+
+def always(logits_fn: Logits) -> Target:
+    """A target that is the same for all images."""
+    return lambda x, y: logits_fn
 
 
 def single(budgets: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ from memdef_jax.attacks import PGD
 from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
 from memdef_jax.defenses import Defense, MemoryDefense
 from memdef_jax.evaluation import detection, doubts, latent
+from memdef_jax.evaluation.crafting import BATCH, craft
 from memdef_jax.evaluation.detection import Evading
 from memdef_jax.evaluation.doubts import Subject
 from memdef_jax.evaluation.records import Record, select
@@ -26,7 +27,6 @@ from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter
 
 FILE = "examination.json"
-_BATCH = 250
 # Of the adaptive threat's surfaces those that differ most; every doubt attacks each many times.
 _DOUBTED = ("joint", "soft_mask", "surrogate", "deployed")
 
@@ -151,6 +151,7 @@ class _Room:
     defenses: Mapping[str, Defense]
     dataset: Dataset
     settings: Examination
+    crafted: dict[tuple[str, float | None], np.ndarray] = dataclasses.field(default_factory=dict)
 
     def _images(self, count: int) -> Split:
         return subset(self.dataset.test, min(count, len(self.dataset.test)))
@@ -186,22 +187,24 @@ class _Room:
         return [dataclasses.asdict(verdict) for verdict in said]
 
     def _crafted(self, name: str, split: Split, limit: float | None) -> np.ndarray:
-        """Images against a defense's first adaptive surface; with a limit, of low score too."""
-        defense, parts = self.defenses[name], []
-        keys = jax.random.split(jax.random.key(self.settings.seed), len(split))
-        size = min(_BATCH, len(split))
-        index = np.arange(len(split))
-        for batch, places in zip(eval_batches(split, size), eval_batches((index, index), size)):
-            x, y = to_float(jnp.asarray(batch.images)), jnp.asarray(batch.labels)
+        """Images against a defense's first adaptive surface; with a limit, of low score too.
+
+        Made once: detection and transfer look at the same.
+        """
+        defense = self.defenses[name]
+
+        def target(x: jax.Array, y: jax.Array) -> Any:
             offered = defense.surfaces(x, y)
-            first = next(s for s in THREATS["adaptive"].surfaces if s in offered)
-            surface: Any = offered[first]
-            if limit is not None:
-                score = jax.tree_util.Partial(type(defense).score, defense)  # type: ignore[attr-defined]
-                surface = Evading.of(surface, score, y, limit=limit)
-            attack = self._attack()
-            parts.append(np.asarray(attack(surface, x, y, key=keys[places.images]))[batch.valid])
-        return np.concatenate(parts)
+            surface = offered[next(s for s in THREATS["adaptive"].surfaces if s in offered)]
+            if limit is None:
+                return surface
+            score = jax.tree_util.Partial(type(defense).score, defense)  # type: ignore[attr-defined]
+            return Evading.of(surface, score, y, limit=limit)
+
+        if (name, limit) not in self.crafted:
+            found = craft(self._attack(), target, split, self.settings.seed)
+            self.crafted[name, limit] = found
+        return self.crafted[name, limit]
 
     def detection(self, name: str) -> dict[str, Any]:
         """The detector by reconstruction error, against PGD and against one that evades it."""
@@ -254,7 +257,7 @@ def _judged(defense: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _look(defense: Defense, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Answers and reconstruction errors [N]."""
-    size = min(_BATCH, len(images))
+    size = min(BATCH, len(images))
     parts = []
     for batch in eval_batches((np.asarray(images), np.zeros(len(images), np.int32)), size):
         both = _judged(defense, jnp.asarray(batch.images))

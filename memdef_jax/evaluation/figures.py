@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-_PALETTE = (
+PALETTE = (
     "#332288",
     "#cc6677",
     "#117733",
@@ -28,7 +28,7 @@ _PALETTE = (
     "#777777",
 )
 _DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "////", "....")
 _MOST_NAMED = 20  # classes that still find room on an axis or in a legend
 _LONGEST = 42  # letters of a name in a legend
@@ -48,13 +48,13 @@ def curves(found: Sequence[Mapping[str, Any]]) -> bytes:
     handles = []
     for index, curve in enumerate(found):
         eps, robust = _floats(curve["eps"]), 100 * _floats(curve["robust"])
-        color = _PALETTE[index % len(_PALETTE)]
+        color = PALETTE[index % len(PALETTE)]
         handles += axis.plot(
             eps,
             robust,
             color=color,
             linestyle=_DASHES[index % len(_DASHES)],
-            marker=_MARKERS[index % len(_MARKERS)],
+            marker=MARKERS[index % len(MARKERS)],
             markersize=4,
             markevery=max(1, len(eps) // 10),
         )
@@ -65,7 +65,7 @@ def curves(found: Sequence[Mapping[str, Any]]) -> bytes:
     axis.set_ylim(-3, 103)
     axis.grid(color="#dddddd", linewidth=0.6)
     _legend(figure, handles, names)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> bytes:
@@ -93,7 +93,7 @@ def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> by
             color = "white" if shares[row, column] > 0.55 else "black"
             text = f"{table[row, column]:.0f}"
             axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=color)
-    return _png(figure)
+    return png(figure)
 
 
 def histograms(scores: Mapping[str, Sequence[float]], threshold: float | None) -> bytes:
@@ -109,7 +109,7 @@ def histograms(scores: Mapping[str, Sequence[float]], threshold: float | None) -
     axis = figure.subplots()
     handles: list[Any] = []
     for index, values in enumerate(kinds.values()):
-        color = _PALETTE[index % len(_PALETTE)]
+        color = PALETTE[index % len(PALETTE)]
         counts, _ = np.histogram(values, bins)
         patch = axis.stairs(
             100 * counts / len(values),
@@ -127,7 +127,7 @@ def histograms(scores: Mapping[str, Sequence[float]], threshold: float | None) -
         names.append("threshold")
     axis.set(xlabel="reconstruction error (mean squared, per pixel)", ylabel="images (%)")
     _legend(figure, handles, names)
-    return _png(figure)
+    return png(figure)
 
 
 def roc(rates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
@@ -143,7 +143,7 @@ def roc(rates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
         handles += axis.plot(
             100 * false_positives,
             100 * detected,
-            color=_PALETTE[index % len(_PALETTE)],
+            color=PALETTE[index % len(PALETTE)],
             linestyle=_DASHES[index % len(_DASHES)],
         )
     handles += axis.plot([0, 100], [0, 100], color="#777777", linestyle=":", linewidth=1)
@@ -151,54 +151,55 @@ def roc(rates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     axis.set_aspect("equal")
     axis.grid(color="#dddddd", linewidth=0.6)
     _legend(figure, handles, [*rates, "chance"])
-    return _png(figure)
+    return png(figure)
 
 
-def scatter(
-    points: Sequence[Sequence[float]],
-    labels: Sequence[int],
-    class_names: Sequence[str],
-    adversarial: Sequence[bool] | None = None,
-) -> bytes:
-    """Points in the plane, a colour and a marker a class.
+def scatter(spaces: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> bytes:
+    """Points in the plane, a colour and a marker a class, a column a space.
 
     Args:
-      points: [N, 2]; their units mean nothing, as t-SNE's do.
-      labels: [N], of the classes.
+      spaces: by what they are, each with "points" [N, 2], whose units mean nothing, as t-SNE's do,
+        and "labels" [N]; with "adversarial" [N] attacked images stand below the clean ones, on the
+        same axes.
       class_names: [K].
-      adversarial: [N]; with it clean and attacked images stand in two panels of the same axes.
     """
-    where, of_class = np.asarray(points, dtype=float), np.asarray(labels)
-    attacked = np.zeros(len(where), bool) if adversarial is None else np.asarray(adversarial)
-    panels = {"clean images": ~attacked, "attacked images": attacked}
-    panels = {title: chosen for title, chosen in panels.items() if chosen.any()}
-    figure = _figure(1.2 + 4.2 * len(panels))
-    axes = figure.subplots(len(panels), squeeze=False, sharex=True, sharey=True)[:, 0]
-    present = np.unique(of_class)
-    handles: list[Any] = []
-    for axis, (title, shown) in zip(axes, panels.items()):
-        axis.set(ylabel="second coordinate (no unit)", xticks=[], yticks=[])
-        if adversarial is not None:
-            axis.set_title(title, fontsize=10)
-        handles = [
-            axis.scatter(
-                *where[shown & (of_class == label)].T,
-                s=14,
-                color=_PALETTE[label % len(_PALETTE)],
-                marker=_MARKERS[label % len(_MARKERS)],
-                linewidths=0,
-                alpha=0.8,
-            )
-            for label in present
-        ]
-    axes[-1].set_xlabel("first coordinate (no unit)")
-    if len(present) <= _MOST_NAMED:
-        _legend(figure, handles, [class_names[label] for label in present])
-    return _png(figure)
+    split = any(found.get("adversarial") for found in spaces.values())
+    kinds = ("clean images", "attacked images") if split else ("",)
+    figure = _figure(1.2 + 4.2 * len(kinds), 5.6 * len(spaces))
+    axes = figure.subplots(len(kinds), len(spaces), squeeze=False, sharex="col", sharey="col")
+    handles: dict[int, Any] = {}
+    for column, (title, found) in zip(axes.T, spaces.items()):
+        where, labels = np.asarray(found["points"], dtype=float), np.asarray(found["labels"])
+        attacked = np.asarray(found.get("adversarial") or np.zeros(len(where)), bool)
+        for axis, kind, shown in zip(column, kinds, (~attacked, attacked)):
+            axis.set(ylabel="second coordinate (no unit)", xticks=[], yticks=[])
+            words = ", ".join(filter(None, (kind, title if len(spaces) > 1 else "")))
+            axis.set_title(words, fontsize=10, parse_math=False)
+            for label in np.unique(labels):
+                handles[label] = axis.scatter(
+                    *where[shown & (labels == label)].T,
+                    s=14,
+                    color=PALETTE[label % len(PALETTE)],
+                    marker=MARKERS[label % len(MARKERS)],
+                    linewidths=0,
+                    alpha=0.8,
+                )
+        column[-1].set_xlabel("first coordinate (no unit)")
+    if len(handles) <= _MOST_NAMED:
+        present = sorted(handles)
+        _legend(figure, [handles[i] for i in present], [class_names[i] for i in present])
+    return png(figure)
 
 
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(5.6, height), dpi=150, layout="constrained")
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
+
+
+def _figure(height: float, width: float = 5.6) -> Figure:
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
@@ -232,9 +233,3 @@ def _one_line(name: str, most: int = 18) -> str:
 def _floats(values: Sequence[float | None]) -> np.ndarray:
     """As floats, None becoming NaN, which plots as a gap."""
     return np.array([np.nan if v is None else v for v in values], dtype=float)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()

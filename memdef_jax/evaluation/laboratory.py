@@ -1,9 +1,8 @@
-"""One cell of a sweep: craft on a threat's surfaces, judge on the deployed pipeline, count."""
+"""The cells of a sweep: craft on a threat's surfaces, judge on the deployed pipeline."""
 
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from memdef_jax import __version__
 from memdef_jax.attacks import Attack, presets
 from memdef_jax.attacks.driver import sample_keys
 from memdef_jax.checks import InputError
@@ -21,18 +19,14 @@ from memdef_jax.data import Dataset, Split, eval_batches, to_float
 from memdef_jax.defenses import Defense
 from memdef_jax.evaluation import records
 from memdef_jax.evaluation.config import SweepConfig
-from memdef_jax.evaluation.published import paper_accuracy
+from memdef_jax.evaluation.counting import Outcomes, combine, count, failure
 from memdef_jax.evaluation.records import Record
-from memdef_jax.evaluation.statistics import wilson_interval
-from memdef_jax.evaluation.threats import DEPLOYED_SURFACES, WORST, Threat
+from memdef_jax.evaluation.threats import DEPLOYED_SURFACES, Threat
 from memdef_jax.training import put_batch, replicate
 
-SHOWN = 8  # adversarial images a cell keeps, for the pictures
+SHOWN = 8  # adversarial images a cell keeps, for the pictures: "shown" [SHOWN, H, W, C]
 # What `Result` says of each sample's attack; not the seconds, which no two runs share.
 _SPENT = ("run", "steps", "forward", "backward")
-
-Outcomes = dict[str, np.ndarray]  # arrays [n], but for "shown" [SHOWN, H, W, C]
-Found = tuple[Record, Mapping[str, np.ndarray]]  # with the outcomes per sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,102 +115,17 @@ class Laboratory:
         own = combine({k: v for k, v in variants.items() if k not in weaker}, minimal)
         outcomes = combine(variants, minimal)
         accuracy = {name: float(v["correct"].mean()) for name, v in variants.items()}
-        record = self.record(
+        record = count(
             cell.identity,
             outcomes,
             outcomes["correct"] if clean is None else clean,
             variants=accuracy,
             variant=min(accuracy, key=lambda name: accuracy[name]),
             own_accuracy=float(own["correct"].mean()),
-            failed=_failure(float(own["correct"].mean()), accuracy, weaker),
+            failed=failure(float(own["correct"].mean()), accuracy, weaker),
             seconds=round(time.perf_counter() - start, 3),
         )
         return record, outcomes
-
-    def record(
-        self,
-        identity: Record,
-        outcomes: Mapping[str, np.ndarray],
-        clean: np.ndarray,
-        *,
-        variant: str | None = None,
-        variants: Mapping[str, float] | None = None,
-        own_accuracy: float | None = None,
-        failed: str | None = None,
-        seconds: float = 0.0,
-    ) -> Record:
-        """The line of a cell: what is counted over its outcomes, and what made it."""
-        correct = outcomes["correct"]
-        total = len(correct)
-        found = outcomes["success"] if "success" in outcomes else np.zeros(0, bool)
-        # What is wrong without any change says nothing of how much change it takes.
-        norms = outcomes["norm"][found & (outcomes["norm"] > 0)] if found.any() else np.zeros(0)
-        name, eps = identity["attack"], identity["eps"]
-        benign = identity["selector"] == "benign"  # the paper has no pipeline with that one
-        paper = None if benign else paper_accuracy(identity["dataset"], "pipeline", name, eps)
-        alone = "benign" if benign else "adversarial"
-        return {
-            **identity,
-            "robust_accuracy": float(correct.mean()),
-            "interval": list(wilson_interval(int(correct.sum()), total)),
-            "clean_accuracy": float(clean[:total].mean()),
-            "selector_accuracy": float(outcomes["selector_correct"].mean()),
-            "agreement": float(outcomes["agree"].mean()) if "agree" in outcomes else None,
-            "success_rate": float(found.mean()) if found.size else None,
-            "median_norm": float(np.median(norms)) if norms.size else None,
-            "variant": variant,
-            "variants": dict(variants or {}),
-            "own_accuracy": own_accuracy,
-            "failed": failed,
-            "paper": paper,
-            "paper_selector": paper_accuracy(identity["dataset"], alone, name, eps),
-            "passes": {
-                name: float(outcomes[name].mean()) if name in outcomes else 0.0
-                for name in ("forward", "backward")
-            },
-            "seconds": seconds,
-            "device": jax.devices()[0].device_kind,
-            "versions": {
-                "memdef_jax": __version__,
-                "jax": jax.__version__,
-                "python": platform.python_version(),
-            },
-        }
-
-    def worst_cases(
-        self, measured: Sequence[Found], clean: Mapping[str, np.ndarray]
-    ) -> list[Record]:
-        """Per sample the worst over threat models and seeds, for each attack and over all."""
-        groups: dict[tuple[str, str, Any], list[Found]] = {}
-        for record, outcomes in measured:
-            if record["threat"] == "none":
-                continue
-            everything = [] if record["eps"] is None else ["all"]
-            for attack in (record["attack"], *everything):
-                group = groups.setdefault((record["selector"], attack, record["eps"]), [])
-                group.append((record, outcomes))
-        result = []
-        for (selector, attack, eps), group in groups.items():
-            worst = {
-                "correct": np.all([found["correct"] for _, found in group], axis=0),
-                "selector_correct": np.all(
-                    [found["selector_correct_any"] for _, found in group], axis=0
-                ),
-            }
-            # What it is the worst of is part of what it is: a narrower sweep is another cell.
-            over = sorted(records.cell_id(record) for record, _ in group)
-            identity = self._identity(
-                selector,
-                attack,
-                eps,
-                threat=WORST,
-                norm=group[0][0]["norm"],
-                settings={"cells": over},
-            )
-            record = self.record(identity, worst, clean[selector])
-            record["over"] = sorted({f"{r['threat']}/{r['attack']}" for r, _ in group})
-            result.append(record)
-        return result
 
     def _identity(self, selector: str, attack: str, eps: float | None, **fields: Any) -> Record:
         return {
@@ -290,31 +199,6 @@ class Laboratory:
         return joined | {"shown": shown[: len(split)]}
 
 
-def combine(variants: Mapping[str, Outcomes], minimal: bool = False) -> Outcomes:
-    """Each image as the variant left it that works on it; where none does, as the strongest did.
-
-    Args:
-      variants: outcomes of several attacks on the same images.
-      minimal: of those that work, take the one that changes the image least.
-
-    Returns:
-      Outcomes, "selector_correct_any" being true where no variant misled classifier-A.
-    """
-    order = sorted(variants, key=lambda name: float(variants[name]["correct"].mean()))
-    best = dict(variants[order[0]])
-    for name in order[1:]:
-        other = variants[name]
-        better = best["correct"] & ~other["correct"]
-        if minimal:
-            better |= ~best["correct"] & ~other["correct"] & (other["norm"] < best["norm"])
-        misled = best["selector_correct_any"] & other["selector_correct_any"]
-        for key, values in other.items():
-            here = better[: len(values)].reshape(-1, *[1] * (values.ndim - 1))
-            best[key] = np.where(here, values, best[key])
-        best["selector_correct_any"] = misled
-    return best
-
-
 def _fitted(attack: Attack, surface: str) -> Attack:
     """An attack as it suits a surface, in its own settings.
 
@@ -331,19 +215,6 @@ def _fitted(attack: Attack, surface: str) -> Attack:
     if surface == "joint" and getattr(attack, "loss", None) == "cross_entropy":
         changes["loss"] = "margin"
     return dataclasses.replace(attack, **changes) if changes else attack  # type: ignore[type-var]
-
-
-def _failure(own: float, accuracy: Mapping[str, float], weaker: Sequence[str]) -> str | None:
-    """Why the attacks on a threat's own surfaces failed: attackers who know less do better."""
-    better = {name: accuracy[name] for name in weaker if accuracy.get(name, own) < own}
-    if not better:
-        return None
-    name = min(better, key=lambda surface: better[surface])
-    return (
-        f"the attack failed: differentiating the whole pipeline leaves {100 * own:.1f}%, "
-        f"the {name} surface alone {100 * better[name]:.1f}%, so gradients through the choice of "
-        "slot are worse than ignoring the defense; the images of the latter were counted."
-    )
 
 
 @jax.jit

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -20,13 +18,12 @@ from memdef_jax.attacks import Attack
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split, eval_batches, to_float
 from memdef_jax.defenses import MemoryDefense
-from memdef_jax.evaluation.crafting import BATCH, craft
-from memdef_jax.evaluation.layout import png
+from memdef_jax.evaluation.crafting import BATCH, always, craft
 
 METHODS = ("tsne", "umap")
 _LEAST = 6  # points that t-SNE can say anything about
 _PERPLEXITY = 30.0
-_TITLES = {"without": "without memory: the encoder's output", "with": "with memory: read out"}
+SPACES = {"without": "without memory: the encoder's output", "with": "with memory: read out"}
 
 Projection = Callable[[np.ndarray], np.ndarray]
 
@@ -75,7 +72,7 @@ def collect(defense: MemoryDefense, split: Split, attack: Attack, seed: int = 0)
     if not defense.spec.memory_rows:
         raise InputError("this defense has memory_rows 0; give a run with a memory.")
     clean = to_float(split.images)
-    images = np.concatenate([clean, craft(attack, defense.selector, split, seed)])
+    images = np.concatenate([clean, craft(attack, always(defense.selector), split, seed)])
     labels = np.concatenate([split.labels, split.labels])
     parts = []
     for batch in eval_batches((images, labels), min(BATCH, len(images))):
@@ -138,32 +135,3 @@ def embed(latents: Latents, project: Projection) -> dict[str, dict[str, Any]]:
         }
         for name, vectors in latents.vectors.items()
     }
-
-
-def draw(embedded: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> bytes:
-    """Figure 3 as a PNG: columns without and with memory, clean images above attacked ones.
-
-    Args:
-      embedded: of `embed`.
-      class_names: one a label.
-    """
-    figure = Figure(figsize=(11.5, 10), layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col", sharey="col", squeeze=False)
-    palette = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
-    for column, (name, title) in enumerate(_TITLES.items()):
-        points = np.asarray(embedded[name]["points"])
-        labels = np.asarray(embedded[name]["labels"])
-        adversarial = np.asarray(embedded[name]["adversarial"])
-        for row, (kind, shown) in enumerate((("clean", ~adversarial), ("attacked", adversarial))):
-            axis = axes[row][column]
-            axis.set_title(f"{kind} images, {title}", fontsize=11)
-            axis.set(xticks=[], yticks=[])
-            for label, class_name in enumerate(class_names):
-                here = points[shown & (labels == label)]
-                color = palette(label % palette.N)
-                axis.scatter(here[:, 0], here[:, 1], s=9, color=color, label=class_name)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=5, markerscale=2)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a class may be named with dollars
-    return png(figure)

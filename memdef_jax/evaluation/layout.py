@@ -1,4 +1,4 @@
-"""Tables as text and as Markdown, figures as PNG."""
+"""Tables as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import shutil
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -47,10 +46,3 @@ def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
     )
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()

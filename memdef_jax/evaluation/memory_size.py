@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,15 +17,13 @@ from memdef_jax.attacks import presets
 from memdef_jax.checks import InputError, check_eps
 from memdef_jax.data import Dataset, eval_batches, subset, to_float
 from memdef_jax.defenses import MemoryDefense, MemoryDefenseConfig
-from memdef_jax.evaluation.crafting import BATCH, craft
-from memdef_jax.evaluation.layout import png
+from memdef_jax.evaluation.crafting import BATCH, always, craft
+from memdef_jax.evaluation.figures import MARKERS, PALETTE, png
 from memdef_jax.evaluation.stacks import fit_variants
 from memdef_jax.training import Reporter
 
 PERCENTILE = 99.0  # the paper's
 CLEAN = "clean"
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, for colour-blind readers
-_MARKERS = ("o", "s", "^", "D")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ def memory_sizes(
         if not images:
             images[CLEAN] = to_float(split.images)
             for name, attack in crafted.items():
-                images[name] = craft(attack, defense.selector, split, seed)
+                images[name] = craft(attack, always(defense.selector), split, seed)
         errors = {name: reconstruction_errors(defense, x) for name, x in images.items()}
         found.append(SizeErrors(variant.config.stack.memory_rows, errors))
     return found
@@ -141,7 +140,7 @@ def draw(found: Mapping[str, Sequence[SizeErrors]]) -> bytes:
 def _series(sizes: Sequence[SizeErrors], names: Sequence[str]) -> Iterator[Any]:
     tables = [size.percentiles() for size in sizes]
     series = {name: [table[name] for table in tables] for name in names}
-    return zip(series.items(), _COLORS * len(names), _MARKERS * len(names))
+    return zip(series.items(), itertools.cycle(PALETTE), itertools.cycle(MARKERS))
 
 
 def _gap(size: SizeErrors) -> float:
@@ -154,7 +153,7 @@ def _gap(size: SizeErrors) -> float:
 def _distributions(axis: Any, size: SizeErrors) -> None:
     everything = np.concatenate(list(size.errors.values()))
     bins = np.linspace(0.0, float(np.percentile(everything, 99.5)) + 1e-9, 40)
-    for (name, values), color in zip(size.errors.items(), _COLORS * len(size.errors)):
+    for (name, values), color in zip(size.errors.items(), itertools.cycle(PALETTE)):
         axis.hist(values, bins=bins, density=True, histtype="step", color=color, label=name)
         axis.axvline(size.percentiles()[name], color=color, linestyle=":")
     axis.set(xlabel="squared error of an image", ylabel="density")

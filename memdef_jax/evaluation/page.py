@@ -23,6 +23,7 @@ from memdef_jax.checks import InputError
 from memdef_jax.evaluation import figures
 from memdef_jax.evaluation.detection import roc
 from memdef_jax.evaluation.diagnostics import DIAGNOSTICS
+from memdef_jax.evaluation.latent import SPACES
 from memdef_jax.evaluation.report import eps_name, percent, sort_records
 from memdef_jax.evaluation.threats import WORST
 
@@ -265,15 +266,11 @@ def _drawn_detection(detection: Mapping[str, Mapping[str, Any]]) -> list[Picture
 
 def _drawn_latent(latent: Mapping[str, Any]) -> list[Picture]:
     pictures = []
-    for key, words in (
-        ("without", "t-SNE of the bottleneck without memory, as the encoder gives it"),
-        ("with", "t-SNE of the bottleneck with memory, as the decoder gets it"),
-    ):
+    for key, title in SPACES.items():
         found = latent.get(key) or {}
         if found.get("points"):
-            png = figures.scatter(
-                found["points"], found["labels"], latent["class_names"], found.get("adversarial")
-            )
+            words = f"t-SNE of the bottleneck {title}"
+            png = figures.scatter({words: found}, latent["class_names"])
             alt = f"{words}: {len(found['points'])} images, coloured by class."
             pictures.append(Picture(words, png, alt, "latent"))
     return pictures

@@ -17,7 +17,7 @@ from memdef_jax.evaluation.config import SweepConfig
 from memdef_jax.evaluation.diagnostics import template_diagnostics
 from memdef_jax.evaluation.examination import Examination, examine
 from memdef_jax.evaluation.records import Record
-from memdef_jax.evaluation.robustness import sweep
+from memdef_jax.evaluation.robustness import joined, sweep
 from memdef_jax.evaluation.summary import summarise
 from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter
@@ -30,7 +30,7 @@ class Evaluation:
 
     Attributes:
       heading: names defense and data.
-      records: of the sweep.
+      records: of all that the folder holds on the same images, see `joined`.
       words: one paragraph on what they show.
       path: of the report.
     """
@@ -84,7 +84,7 @@ def evaluate_run(
     instead_of: str | None = None,
     command: str = "",
 ) -> Evaluation:
-    """Sweep defenses, or go on, examine them, and write what was found.
+    """Sweep defenses, or go on, examine them, and write what was found, by earlier sweeps too.
 
     Files: `report.html`, one page without need of a network; `report.json`, all its numbers;
     `report.md` and `pictures/`; and what they are made of, see `sweep` and `examine`.
@@ -102,7 +102,7 @@ def evaluate_run(
     Raises:
       InputError: as `sweep`.
     """
-    found = sweep(defenses, dataset, config, folder, reporter)
+    found = joined(folder, sweep(defenses, dataset, config, folder, reporter))
     test = data.subset(dataset.test, config.count)
     diagnostics = {
         name: template_diagnostics(defense, dataset.train, test)

@@ -12,9 +12,10 @@ from memdef_jax.data import Dataset, subset
 from memdef_jax.defenses import Defense
 from memdef_jax.evaluation import records
 from memdef_jax.evaluation.config import SweepConfig
-from memdef_jax.evaluation.laboratory import Found, Laboratory
+from memdef_jax.evaluation.counting import Found, worst_cases
+from memdef_jax.evaluation.laboratory import Laboratory
 from memdef_jax.evaluation.records import Record
-from memdef_jax.evaluation.threats import Threat, parse_threats
+from memdef_jax.evaluation.threats import WORST, Threat, parse_threats
 from memdef_jax.files import check_writable
 from memdef_jax.training import Reporter, Silent, make_mesh
 
@@ -78,8 +79,47 @@ def sweep(
             found[cell.name] = record, outcomes
             reporter.update(len(found), {"robust_accuracy": record["robust_accuracy"]})
         clean.setdefault(selector, found[cell.name][1]["correct"])
-    measured = [found[cell.name] for cell in cells]
-    worst = lab.worst_cases(measured, clean)
+    return _with_worst([found[cell.name] for cell in cells], folder)
+
+
+def joined(folder: pathlib.Path, found: Sequence[Record]) -> list[Record]:
+    """A sweep's cells with those of earlier sweeps of the same defenses on as many images.
+
+    Args:
+      folder: the run's.
+      found: what `sweep` returned. Where an earlier cell differs in nothing but an attack's
+        settings, this one stands for it.
+
+    Returns:
+      All cells, and the worst cases over all of them.
+    """
+    own = [record for record in found if record["threat"] != WORST]
+    counts = {_subject(r): r["n"] for r in own if r["threat"] == "none"}
+    cells = {_place(record): record for record in own}
+    for record in reversed(records.read_records(folder).values()):  # the latest first
+        n = counts.get(_subject(record), 0)
+        # CW-L2 may have been given fewer images; they are the first ones all the same.
+        fits = record["n"] == n or (record["attack"] == "cw" and record["n"] < n)
+        if fits and record["threat"] != WORST:
+            cells.setdefault(_place(record), record)
+    kept = [(record, records.read_outcomes(folder, record)) for record in cells.values()]
+    return _with_worst([(record, found) for record, found in kept if found is not None], folder)
+
+
+def _subject(record: Record) -> tuple[str, ...]:
+    """Which defense was measured on which data."""
+    return tuple(record[name] for name in ("dataset", "fingerprint", "defense", "selector"))
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """Where a cell stands in a table: all that it is but its attack's settings."""
+    return tuple(record[name] for name in records.IDENTITY if name != "settings")
+
+
+def _with_worst(measured: Sequence[Found], folder: pathlib.Path) -> list[Record]:
+    """The records and, stored in the folder too, those of their worst cases."""
+    known = records.read_records(folder)
+    worst = worst_cases(measured)
     for record in worst:
         if known.get(records.cell_id(record)) != record:
             records.append_record(folder, record)

@@ -15,18 +15,27 @@ NAMES = ["$x$", "_hidden", "$\\frac{", "a name that is far too long for any axis
 def drawn(monkeypatch):
     """The figures drawn, laid out, before they became PNGs."""
     kept = []
-    to_png = figures._png
+    to_png = figures.png
 
     def keep(figure):
         kept.append(figure)
         return to_png(figure)
 
-    monkeypatch.setattr(figures, "_png", keep)
+    monkeypatch.setattr(figures, "png", keep)
     return kept
 
 
 def curve(name, eps, robust, **more):
     return {"name": name, "eps": eps, "robust": robust, **more}
+
+
+def points(where, labels, adversarial=()):
+    """A space as the summary holds it."""
+    return {
+        "points": np.asarray(where).tolist(),
+        "labels": list(labels),
+        "adversarial": [bool(flag) for flag in adversarial],
+    }
 
 
 def every_kind():
@@ -37,7 +46,7 @@ def every_kind():
         "confusion": figures.confusion([[3, 1, 0, 0]] * 4, NAMES),
         "histograms": figures.histograms({"clean": rng.random(50), "attacked": [0.5]}, 0.9),
         "roc": figures.roc({"attacked": (np.array([0, 0.2, 1]), np.array([0, 0.9, 1]))}),
-        "scatter": figures.scatter(rng.random((8, 2)).tolist(), [0, 1, 2, 3] * 2, NAMES),
+        "scatter": figures.scatter({"a": points(rng.random((8, 2)), [0, 1, 2, 3] * 2)}, NAMES),
     }
 
 
@@ -103,7 +112,7 @@ def test_a_confusion_matrix_is_shaded_by_row_and_carries_its_counts(drawn):
 def test_a_hundred_classes_are_drawn_without_names(drawn):
     names = [f"class {i}" for i in range(100)]
     figures.confusion(np.eye(100).tolist(), names)
-    figures.scatter(np.random.default_rng(0).random((100, 2)).tolist(), list(range(100)), names)
+    figures.scatter({"a": points(np.random.default_rng(0).random((100, 2)), range(100))}, names)
     assert not drawn[0].axes[0].texts
     assert not drawn[1].legends
 
@@ -140,13 +149,13 @@ def test_roc_curves_are_shares_in_percent(drawn):
 
 
 def test_points_of_each_class_have_a_look_of_their_own(drawn):
-    points = np.arange(40.0).reshape(20, 2)
+    where = np.arange(40.0).reshape(20, 2)
     labels = [i % 10 for i in range(20)]
-    figures.scatter(points.tolist(), labels, [f"class {i}" for i in range(10)])
+    figures.scatter({"a": points(where, labels)}, [f"class {i}" for i in range(10)])
     groups = drawn[0].axes[0].collections
     assert len(groups) == 10
     for label, group in enumerate(groups):
-        np.testing.assert_array_equal(group.get_offsets(), points[label::10])
+        np.testing.assert_array_equal(group.get_offsets(), where[label::10])
     assert len({tuple(group.get_facecolor()[0]) for group in groups}) == 10
 
 
@@ -161,14 +170,18 @@ def test_legends_of_any_length_stay_in_the_figure(drawn, length):
     assert not drawn[0].axes[0].get_tightbbox().overlaps(box)
 
 
-def test_clean_and_attacked_images_stand_on_the_same_axes(drawn):
-    points = np.random.default_rng(0).normal(size=(20, 2))
+def test_clean_and_attacked_images_of_a_space_stand_on_the_same_axes(drawn):
+    spaces = np.random.default_rng(0).normal(size=(2, 20, 2))
     attacked = np.arange(20) >= 10
-    figures.scatter(points.tolist(), [0, 1] * 10, ["a", "b"], attacked.tolist())
-    clean, other = drawn[0].axes
-    assert clean.get_xlim() == other.get_xlim()
-    assert clean.get_ylim() == other.get_ylim()
-    for axis, shown in ((clean, ~attacked), (other, attacked)):
-        for label, group in enumerate(axis.collections):
-            here = points[shown & (np.arange(20) % 2 == label)]
-            np.testing.assert_array_equal(group.get_offsets(), here)
+    found = {name: points(p, [0, 1] * 10, attacked) for name, p in zip("pq", spaces)}
+    figures.scatter(found, ["a", "b"])
+    axes = np.reshape(drawn[0].axes, (2, 2))
+    assert [axis.get_title() for axis in axes[1]] == ["attacked images, p", "attacked images, q"]
+    for column, where in zip(axes.T, spaces, strict=True):
+        clean, other = column
+        assert clean.get_xlim() == other.get_xlim()
+        assert clean.get_ylim() == other.get_ylim()
+        for axis, shown in ((clean, ~attacked), (other, attacked)):
+            for label, group in enumerate(axis.collections):
+                here = where[shown & (np.arange(20) % 2 == label)]
+                np.testing.assert_array_equal(group.get_offsets(), here)

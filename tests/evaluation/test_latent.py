@@ -131,19 +131,6 @@ def test_umap_is_used_where_it_is_installed(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("names", [[f"${i}$ <b>_" for i in range(10)], [str(i) for i in range(17)]])
-def test_the_figure_is_a_png_whatever_the_classes_are_called(names):
-    numbers = np.random.default_rng(0)
-    part = {
-        "points": numbers.normal(size=(40, 2)).tolist(),
-        "labels": numbers.integers(0, len(names), 40).tolist(),
-        "adversarial": [index >= 20 for index in range(40)],
-    }
-    picture = Image.open(io.BytesIO(latent.draw({"with": part, "without": part}, names)))
-    assert picture.format == "PNG"
-    assert np.asarray(picture.convert("L")).std() > 1
-
-
 def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
     run = tmp_path / "run"
     handmade.write_run(run, digits, pair)

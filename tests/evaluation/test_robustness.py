@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 
@@ -19,9 +18,10 @@ from memdef_jax.attacks import FGSM, bpda, compose, presets
 from memdef_jax.attacks.state import Result
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import MemoryDefense, PlainDefense
-from memdef_jax.evaluation import THREATS, WORST, SweepConfig, sweep
-from memdef_jax.evaluation.laboratory import SHOWN, _failure, combine
+from memdef_jax.evaluation import THREATS, WORST, SweepConfig, records, sweep
+from memdef_jax.evaluation.laboratory import SHOWN
 from memdef_jax.evaluation.records import RECORDS, read_outcomes, read_records
+from memdef_jax.evaluation.robustness import joined
 
 LINF = ("fgsm", "bim", "pgd")
 COUNT, BATCH = 13, 8
@@ -221,41 +221,6 @@ def test_adaptive_counts_each_image_by_whatever_of_its_ways_works_on_it(swept, c
             assert not (here & ~read_outcomes(swept[0], other)["correct"]).any()
         weaker = [record["variants"][name] for name in ("selector", "frozen_mask")]
         assert (record["failed"] is not None) == (min(weaker) < record["own_accuracy"])
-
-
-def outcomes(correct, norm, misled=None):
-    size = len(correct)
-    return {
-        "correct": np.array(correct),
-        "norm": np.array(norm),
-        "answer": np.full(size, int(10 * sum(norm))),
-        "selector_correct_any": np.array(misled or correct),
-        "shown": np.full((2, 1, 1, 1), sum(norm)),
-    }
-
-
-def test_variants_are_combined_image_by_image():
-    strong = outcomes([False, False, True, True], [0.5, 0.2, 0.1, 0.1])
-    other = outcomes([False, True, False, True], [0.3, 0.4, 0.4, 0.4])
-    both = combine({"strong": strong, "other": other})
-    np.testing.assert_array_equal(both["correct"], [False, False, False, True])
-    np.testing.assert_array_equal(both["norm"], [0.5, 0.2, 0.4, 0.1])
-    np.testing.assert_array_equal(both["selector_correct_any"], both["correct"])
-    np.testing.assert_array_equal(both["shown"], strong["shown"])
-    least = combine({"strong": strong, "other": other}, minimal=True)
-    np.testing.assert_array_equal(least["norm"], [0.3, 0.2, 0.4, 0.1])
-    np.testing.assert_array_equal(least["answer"], [15, 9, 15, 9])
-    np.testing.assert_allclose(least["shown"].ravel(), [1.5, 0.9])
-
-
-@pytest.mark.parametrize(
-    ("own", "grey", "said"), [(0.5, 0.5, None), (0.2, 0.5, None), (0.5, 0.1, "leaves 50.0%.*10.0%")]
-)
-def test_an_adaptive_attack_that_knows_less_attackers_do_better_is_said_to_have_failed(
-    own, grey, said
-):
-    words = _failure(own, {"joint": own, "selector": grey}, ("selector", "frozen_mask"))
-    assert (words is None) if said is None else re.search(said, words)
 
 
 def test_a_frozen_mask_over_templates_hides_what_grey_box_shows(cell):
@@ -480,6 +445,56 @@ def test_the_first_images_fare_alike_whatever_the_count(pair, digits, config, tm
         ours, theirs = read_outcomes(tmp_path, record), read_outcomes(swept[0], same[0])
         np.testing.assert_array_equal(ours["answer"], theirs["answer"][:8])
         np.testing.assert_array_equal(ours["shown"], theirs["shown"])
+
+
+# --- several sweeps of one folder ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def twice(pair, digits, config, tmp_path_factory):
+    """(folder, records of a first sweep, records of a second one with another attack)."""
+    folder = tmp_path_factory.mktemp("twice")
+    one, other = (
+        dataclasses.replace(config, attacks=(attack,), threats=(threat,), eps=(9 / 255,))
+        for attack, threat in (("fgsm", "frozen_mask"), ("pgd", "grey_box"))
+    )
+    return folder, sweep(pair, digits, one, folder), sweep(pair, digits, other, folder)
+
+
+def test_sweeps_of_the_same_images_are_joined(twice):
+    folder, first, second = twice
+    both = joined(folder, second)
+    assert attacked(both) == [*attacked(second), *attacked(first)[::-1]]
+    assert [r for r in both if r["threat"] == "none"] == second[:2]
+    for selector in ("benign", "in_loop"):
+        worst = next(
+            r for r in both if (r["attack"], r["selector"], r["threat"]) == ("all", selector, WORST)
+        )
+        assert worst["over"] == ["frozen_mask/fgsm", "grey_box/pgd"]
+        cells = [r for r in attacked(both) if r["selector"] == selector]
+        correct = np.all([read_outcomes(folder, r)["correct"] for r in cells], axis=0)
+        assert worst["robust_accuracy"] == correct.mean()
+        assert read_records(folder)[records.cell_id(worst)] == worst
+    assert sorted(map(str, joined(folder, first))) == sorted(map(str, both))
+    written = lines(folder)
+    joined(folder, second)
+    assert lines(folder) == written
+
+
+def test_other_images_and_the_same_cell_with_other_settings_are_not_joined(
+    pair, digits, config, tmp_path
+):
+    cw = dataclasses.replace(config, attacks=("cw",), threats=("grey_box",), eps=())
+    sweep(pair, digits, cw, tmp_path)
+    fewer = dataclasses.replace(cw, attacks=("fgsm",), eps=(9 / 255,), count=12)
+    assert {
+        r["attack"] for r in attacked(joined(tmp_path, sweep(pair, digits, fewer, tmp_path)))
+    } == {
+        "fgsm",
+        "cw",
+    }
+    more = sweep(pair, digits, dataclasses.replace(cw, cw_steps=11), tmp_path)
+    assert joined(tmp_path, more) == more
 
 
 # --- refusals -----------------------------------------------------------------------------------
