@@ -4,8 +4,8 @@
     python -m eval.robustness --run DIR --attacks fgsm,bim,pgd,cw --threats all
 
 Each finished cell is appended to DIR/robustness.jsonl; the same command again measures only what
-is missing, and what other suites measured on as many images stays in the report. Tables and pictures
-are in DIR/report.html and DIR/report.md.
+is missing, and what other suites measured on as many images stays in the report. Tables and
+pictures are in DIR/report.html and DIR/report.md.
 """
 
 from __future__ import annotations
