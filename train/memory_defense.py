@@ -2,79 +2,15 @@
 
     python -m train.memory_defense --run runs/mine --dataset fashion_mnist --preset quick
 
-The quick preset takes about three minutes on two CPU cores. Any setting of the preset can be
-overridden (see --help), for example --config.stack.memory-rows 100.
+Presets are quick (about three minutes on two CPU cores), paper (its settings, ResNet-50) and robust
+(for a GPU). Any setting of the preset can be overridden (see --help), for example
+--config.stack.memory-rows 100.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-import sys
-from typing import Literal
-
-import tyro
-
-from memdef_jax import console, data, defenses, training
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
-    """What the settings start from.
-
-    Attributes:
-      dataset: digits, mnist, fashion_mnist, cifar10 or folder:PATH.
-      preset: quick (CPU minutes), paper (its settings, ResNet-50), robust (for a GPU).
-      data_dir: where prepared datasets live (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
-      raw_dir: a folder with the dataset's raw files.
-      image_size: resize the images to this many pixels, for a folder.
-    """
-
-    dataset: str = "fashion_mnist"
-    preset: str = "quick"
-    data_dir: str | None = None
-    raw_dir: str | None = None
-    image_size: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(Preset):
-    """Train a whole Memory Defense; the settings shown are those of the chosen preset.
-
-    Attributes:
-      run: folder of this run; the same command again goes on where it was stopped.
-      devices: how many to use; all by default.
-      backend: what spreads a step over them.
-      config: settings.
-    """
-
-    run: pathlib.Path
-    devices: int | None = None
-    backend: Literal["shard_map", "pmap"] = "shard_map"
-    config: tyro.conf.OmitSubcommandPrefixes[defenses.MemoryDefenseConfig]
-
-
-def main() -> None:
-    chosen, _ = tyro.cli(Preset, add_help=False, return_unknown_args=True)
-    shape = (32, 32, 3) if chosen.dataset == "cifar10" else (28, 28, 1)
-    config = defenses.preset(chosen.preset, shape)  # before any data: the name may be unknown
-    if not {"-h", "--help"} & set(sys.argv):
-        dataset = data.load(
-            chosen.dataset,
-            data_dir=chosen.data_dir,
-            raw_dir=chosen.raw_dir,
-            image_size=chosen.image_size,
-        )
-        config = defenses.preset(chosen.preset, dataset.info.image_shape, len(dataset.train))
-    start = Arguments(run=tyro.MISSING, config=config, **vars(chosen))
-    arguments = tyro.cli(Arguments, default=start)
-    mesh, backend = training.make_mesh(arguments.devices), arguments.backend
-    reporter = console.ConsoleReporter()
-    defenses.fit(
-        arguments.config, dataset, arguments.run, mesh=mesh, backend=backend, reporter=reporter
-    )
-    print(f"trained; now: python -m eval.robustness --run {arguments.run}")
-
+from memdef_jax import console, defenses
+from train import command
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(lambda: command.main("memory_defense", defenses.MemoryDefenseConfig))

@@ -11,6 +11,7 @@ from memdef_jax.attacks.fab import FAB
 from memdef_jax.attacks.gradient import BIM, FGSM, MIFGSM, PGD, RFGSM
 from memdef_jax.attacks.minimum_norm import DDN, FMN
 from memdef_jax.attacks.noise import BlendedUniform, Noise
+from memdef_jax.attacks.overpowered import LatentResult, Overpowered
 from memdef_jax.attacks.single_pixel import SinglePixel
 from memdef_jax.attacks.square import Square
 from memdef_jax.attacks.state import Result, State
@@ -34,7 +35,9 @@ __all__ = [
     "CarliniWagnerL2",
     "CarliniWagnerLinf",
     "DeepFool",
+    "LatentResult",
     "Noise",
+    "Overpowered",
     "Result",
     "SinglePixel",
     "Square",

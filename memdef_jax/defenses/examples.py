@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax.attacks import PGD
+from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split, to_float
@@ -19,7 +20,7 @@ PART = 1000
 
 
 def adversarial_examples(
-    attack: PGD,
+    attack: Callable[[np.ndarray], Attack],
     logits_fn: Logits,
     split: Split,
     key: jax.Array,
@@ -32,7 +33,7 @@ def adversarial_examples(
     randomness is folded from the key and i, so the result does not depend on how the split is cut.
 
     Args:
-      attack: the attack on the classifier.
+      attack: from places in the split int [B] to the attack on the images there.
       logits_fn: the classifier.
       split: clean images.
       key: typed key.
@@ -52,10 +53,10 @@ def adversarial_examples(
     reporter.start("adversarial examples", len(starts) - len(missing), len(starts), PART)
     for count, start in enumerate(missing, len(starts) - len(missing) + 1):
         part = split[start : start + PART]
-        index = start + jnp.arange(len(part))
+        index = start + np.arange(len(part))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         x = to_float(jnp.asarray(part.images))
-        result = attack.run(logits_fn, x, jnp.asarray(part.labels), key=keys)
+        result = attack(index).run(logits_fn, x, jnp.asarray(part.labels), key=keys)
         images, success = np.asarray(result.images), np.asarray(result.success)
         write_tree(parts[start], {"images": images, "success": success})
         found[start] = images, success

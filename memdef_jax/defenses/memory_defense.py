@@ -101,6 +101,10 @@ class MemoryDefenseSpec:
         variables = classifier(self.selector, self.classes).init(key, x)
         return {"batch_stats": {}, **variables}
 
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Initial variables of all networks."""
+        return {"selector": self.init_selector(key), "stack": self.init_stack(key)}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)

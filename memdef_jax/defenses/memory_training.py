@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,21 +24,11 @@ from memdef_jax.defenses.selector import (
     selector_loss,
 )
 from memdef_jax.defenses.stack import StackConfig, empty_slot, stack_loss
+from memdef_jax.defenses.store import run_description
+from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.nn import Bound, classifier
-from memdef_jax.training import (
-    AXIS,
-    LossFn,
-    Reporter,
-    Silent,
-    Stage,
-    TrainState,
-    check_batch,
-    make_mesh,
-    make_step,
-    shard,
-    train,
-)
-from memdef_jax.training.run import open_run, read_run
+from memdef_jax.training import AXIS, Reporter, Silent, check_batch, make_mesh
+from memdef_jax.training.run import open_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,20 +109,17 @@ def fit(
         data.steps_per_epoch(len(split), size)
     if config.selector.recipe == "in_loop":
         check_places(config.selector.batch_size, config.selector.clean_share, mesh.devices.size)
-    describe = {
-        "kind": "memory_defense",
-        "dataset": dataset.info.name,
-        "fingerprint": dataset.info.fingerprint,
-        "config": dataclasses.asdict(config),
-    }
+    names = tuple(dict.fromkeys(("benign", config.selector.recipe)))
+    describe = run_description("memory_defense", dataset, config, names)
     open_run(folder, describe, _space_needed(config, spec, split))
-    trainer = _Trainer(config, spec, split, folder, mesh, backend, reporter)
-    selectors = {"benign": trainer.benign_selector()}
+    trainer = Trainer(split, folder, config.seed, config.save_every, mesh, backend, reporter)
+    training = _Training(config, spec, trainer)
+    selectors = {"benign": training.benign_selector()}
     if config.selector.recipe == "offline":
-        selectors["offline"] = trainer.offline_selector(selectors["benign"])
+        selectors["offline"] = training.offline_selector(selectors["benign"])
     elif config.selector.recipe == "in_loop":
-        selectors["in_loop"] = trainer.in_loop_selector()
-    stack = trainer.stack()
+        selectors["in_loop"] = training.in_loop_selector()
+    stack = training.stack()
     defenses = {}
     for name, variables in selectors.items():
         host = jax.device_get({"selector": variables, "stack": stack})
@@ -142,85 +128,27 @@ def fit(
     return defenses
 
 
-def load_run(folder: pathlib.Path) -> dict[str, MemoryDefense]:
-    """The defenses of a finished run, by selector.
-
-    Raises:
-      InputError: when there is no run, or it is unfinished, damaged or of a newer version.
-    """
-    config = read_run(folder).get("config")
-    recipe = config["selector"]["recipe"] if config else None
-    paths = {name: folder / "defenses" / name for name in dict.fromkeys(("benign", recipe)) if name}
-    if not all((path / "defense.json").is_file() for path in paths.values()):
-        raise InputError(f"{folder} holds an unfinished run; train there until the end first.")
-    return {name: store.load(path) for name, path in paths.items()}
-
-
 @dataclasses.dataclass(frozen=True)
-class _Trainer:
+class _Training:
     config: MemoryDefenseConfig
     spec: MemoryDefenseSpec
-    split: data.Split
-    folder: pathlib.Path
-    mesh: Mesh
-    backend: str
-    reporter: Reporter
-
-    def _key(self, purpose: int) -> jax.Array:
-        return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
-
-    def _run(
-        self,
-        name: str,
-        purpose: int,
-        loss_fn: LossFn,
-        variables: dict[str, Any],
-        settings: SelectorConfig | StackConfig,
-        epochs: int,
-        batch: Callable[[int], Any],
-        steps_per_epoch: int,
-        guard: Any = None,
-    ) -> dict[str, Any]:
-        steps = epochs * steps_per_epoch
-        cosine = settings.cosine if isinstance(settings, StackConfig) else True
-        optimizer = adam(settings.learning_rate, steps, settings.weight_decay, cosine)
-        stage = Stage(
-            name=name,
-            step=shard(make_step(loss_fn, optimizer), self.mesh, self.backend),
-            batch=batch,
-            total_steps=steps,
-            batch_size=settings.batch_size,
-            save_every=self.config.save_every,
-            **({"guard": guard} if guard else {}),
-        )
-        state = TrainState.create(variables, optimizer)
-        key = self._key(purpose)
-        state = train(stage, state, key, self.folder / name, self.mesh, self.reporter)
-        return state.variables
-
-    def _benign_batches(self, batch_size: int, purpose: int) -> Callable[[int], Any]:
-        seed = self.config.seed * 10 + purpose
-
-        def batch(step: int) -> dict[str, np.ndarray]:
-            image, label = data.train_batch(self.split, step, batch_size, seed)
-            return {"image": image, "label": label}
-
-        return batch
+    trainer: Trainer
 
     def _selector(
         self, name: str, purpose: int, epochs: int, in_loop: bool = False
     ) -> dict[str, Any]:
         settings = self.config.selector
         module = classifier(settings.architecture, self.spec.classes, AXIS)
-        return self._run(
+        steps = epochs * data.steps_per_epoch(len(self.trainer.split), settings.batch_size)
+        return self.trainer.run(
             name,
             purpose,
             selector_loss(module, settings, in_loop),
-            self.spec.init_selector(self._key(purpose + 100)),
-            settings,
-            epochs,
-            self._benign_batches(settings.batch_size, purpose),
-            data.steps_per_epoch(len(self.split), settings.batch_size),
+            self.spec.init_selector(self.trainer.key(purpose + 100)),
+            adam(settings.learning_rate, steps, settings.weight_decay),
+            self.trainer.benign_batches(settings.batch_size, purpose),
+            steps,
+            settings.batch_size,
         )
 
     def benign_selector(self) -> dict[str, Any]:
@@ -230,17 +158,17 @@ class _Trainer:
         return self._selector("selector_in_loop", 2, self.config.selector.epochs, in_loop=True)
 
     def offline_selector(self, benign: dict[str, Any]) -> dict[str, Any]:
-        settings = self.config.selector
+        settings, trainer = self.config.selector, self.trainer
         module = classifier(settings.architecture, self.spec.classes)
         images, success = adversarial_examples(
-            settings.attack,
+            lambda index: settings.attack,
             Bound(module, jax.device_get(benign)),
-            self.split,
-            self._key(3),
-            self.folder / "examples",
-            self.reporter,
+            trainer.split,
+            trainer.key(3),
+            trainer.folder / "examples",
+            trainer.reporter,
         )
-        labels = self.split.labels
+        labels = trainer.split.labels
         if settings.successful_only:
             images, labels = images[success], labels[success]
         half = settings.batch_size // 2
@@ -250,39 +178,41 @@ class _Trainer:
                 f"{len(images)} examples that fool the benign classifier; "
                 "use a smaller one, a larger eps, or successful_only=False."
             )
-        seed = self.config.seed * 10
+        seed = trainer.seed * 10
 
         def adversarial(step: int) -> tuple[np.ndarray, np.ndarray]:
             index = data.batch_indices(len(images), step, half, seed + 4)
             return images[index], labels[index]
 
         def benign_half(step: int) -> tuple[np.ndarray, np.ndarray]:
-            return data.train_batch(self.split, step, half, seed + 5)
+            return data.train_batch(trainer.split, step, half, seed + 5)
 
         trained = classifier(settings.architecture, self.spec.classes, AXIS)
-        fresh = self.spec.init_selector(self._key(103))
-        return self._run(
+        fresh = self.spec.init_selector(trainer.key(103))
+        steps = settings.epochs * data.steps_per_epoch(len(trainer.split), half)
+        return trainer.run(
             "selector_offline",
             5,
             selector_loss(trained, settings, in_loop=False),
             jax.device_get(benign) if settings.warm_start else fresh,
-            settings,
-            settings.epochs,
+            adam(settings.learning_rate, steps, settings.weight_decay),
             mixed_batches(benign_half, adversarial),
-            data.steps_per_epoch(len(self.split), half),
+            steps,
+            settings.batch_size,
         )
 
     def stack(self) -> dict[str, Any]:
         settings = self.config.stack
-        return self._run(
+        steps = settings.epochs * data.steps_per_epoch(len(self.trainer.split), settings.batch_size)
+        return self.trainer.run(
             "stack",
             6,
             stack_loss(self.spec, settings),
-            self.spec.init_stack(self._key(106)),
-            settings,
-            settings.epochs,
-            self._benign_batches(settings.batch_size, 6),
-            data.steps_per_epoch(len(self.split), settings.batch_size),
+            self.spec.init_stack(self.trainer.key(106)),
+            adam(settings.learning_rate, steps, settings.weight_decay, settings.cosine),
+            self.trainer.benign_batches(settings.batch_size, 6),
+            steps,
+            settings.batch_size,
             empty_slot(self.spec.shrink_threshold),
         )
 

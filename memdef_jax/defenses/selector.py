@@ -136,7 +136,11 @@ def selector_loss(module: nn.Module, config: SelectorConfig, in_loop: bool) -> L
             attacked = attack(target, x[places], y[places], key=fold(keys, 1)[places])
             x = x.at[places].set(jax.lax.stop_gradient(attacked))
         logits, updated = module.apply(
-            {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": batch_stats},
+            x,
+            train=True,
+            dropout_keys=fold(keys, 2),
+            mutable=["batch_stats"],
         )
         loss = cross_entropy(logits, y).mean()
         accuracy = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)

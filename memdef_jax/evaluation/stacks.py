@@ -166,7 +166,7 @@ def fit_target(
     """
     shape, settings = dataset.info.image_shape, config.stack
     module, split = (
-        ClassifierB(len(dataset.info.class_names)),
+        ClassifierB(len(dataset.info.class_names), dropout_rate=0.0),
         data.subset(dataset.train, config.train_size),
     )
     info = {"dataset": dataset.info.name, "fingerprint": dataset.info.fingerprint}

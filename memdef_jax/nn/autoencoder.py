@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from memdef_jax.checks import InputError
 from memdef_jax.nn import memory as mem
-from memdef_jax.nn.layers import Conv, ConvTranspose
+from memdef_jax.nn.layers import Conv, ConvTranspose, batch_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +61,6 @@ def architecture(image_shape: tuple[int, int, int]) -> Architecture:
             f"images of {'x'.join(map(str, image_shape))} have no autoencoder here; "
             f"resize the images to {known}."
         ) from None
-
-
-def batch_norm(train: bool, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
-    """BatchNorm with torch's defaults; statistics are averaged over `axis_name` where given."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=axis_name if train else None,
-        name=name,
-    )
 
 
 class Encoder(nn.Module):

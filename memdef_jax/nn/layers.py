@@ -1,4 +1,4 @@
-"""Convolutions and pooling whose gradients stay fast on a CPU, also inside compiled loops.
+"""Convolutions and pooling whose gradients stay fast on a CPU, also in compiled loops; BatchNorm.
 
 XLA's CPU backend lays out the convolutions of a program's entry computation well, but not those in
 the body of a `while`, where the input gradient of a convolution becomes up to ten times slower.
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # Up to so many inputs an output pixel, patches and a matrix product are faster on a CPU.
 _PATCH_LIMIT = 30
 # Up to so many output pixels too: on 2x2 maps of 512 channels XLA's own is a hundred times slower.
@@ -262,9 +263,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     use_bias: bool = True
-    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(
-        1 / 3, "fan_in", "uniform"
-    )
+    kernel_init: nn.initializers.Initializer = TORCH_UNIFORM
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -285,6 +284,8 @@ class ConvTranspose(nn.Module):
       stride: upsampling factor.
       padding: padding of the convolution whose adjoint this is.
       output_padding: rows and columns added at the end of the output.
+      kernel_init: initialiser of the kernel; the default is torch's, U(+-1/sqrt(fan_in)), which
+        counts the fan-in over the output channels.
     """
 
     features: int
@@ -292,12 +293,26 @@ class ConvTranspose(nn.Module):
     stride: int = 2
     padding: int = 1
     output_padding: int = 0
+    kernel_init: nn.initializers.Initializer = TORCH_UNIFORM
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
-        # torch counts the fan-in of a transposed convolution over its output channels.
-        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel = self.param("kernel", init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = transposed_convolve(x, kernel, self.stride, self.padding, self.output_padding)
         return y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+
+
+def batch_norm(
+    train: bool,
+    axis_name: str | None,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
+) -> nn.BatchNorm:
+    """BatchNorm with torch's defaults; statistics are averaged over `axis_name` where given."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=axis_name if train else None,
+        scale_init=scale_init,
+    )

@@ -4,6 +4,7 @@ from memdef_jax.training.loop import Reporter, Silent, Stage, TrainingDiverged, 
 from memdef_jax.training.state import (
     AXIS,
     LossFn,
+    Metrics,
     Step,
     TrainState,
     check_batch,
@@ -17,6 +18,7 @@ from memdef_jax.training.state import (
 __all__ = [
     "AXIS",
     "LossFn",
+    "Metrics",
     "Reporter",
     "Silent",
     "Stage",

@@ -48,7 +48,7 @@ def model():
 
 def make(model, split, folder, reporter=None, key=0):
     return examples.adversarial_examples(
-        ATTACK, model, split, jax.random.key(key), folder, reporter or Silent()
+        lambda index: ATTACK, model, split, jax.random.key(key), folder, reporter or Silent()
     )
 
 

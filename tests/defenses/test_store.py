@@ -108,15 +108,15 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(defense, tmp_path):
         save(defense, tmp_path / "file" / "defense")
 
 
-def run_of(folder, recipe, version=1):
-    run = {"kind": "memory_defense", "config": {"selector": {"recipe": recipe}}}
+def run_of(folder, *names, version=1):
+    run = {"kind": "memory_defense", "defenses": names}
     (folder / "run.json").write_text(json.dumps({"version": version, "run": run}))
 
 
 def test_a_run_is_read_by_selector_and_only_when_it_is_finished(folder, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         load_run(tmp_path)
-    run_of(tmp_path, "in_loop")
+    run_of(tmp_path, "benign", "in_loop")
     with pytest.raises(InputError, match="holds an unfinished run"):
         load_run(tmp_path)
     shutil.copytree(folder, tmp_path / "defenses" / "benign")

@@ -95,6 +95,7 @@ def write_run(folder, digits, defenses):
         "dataset": digits.info.name,
         "fingerprint": digits.info.fingerprint,
         "config": {"selector": {"recipe": "in_loop"}},
+        "defenses": list(defenses),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"version": VERSION, "run": run}))

@@ -1,0 +1,48 @@
+"""One way to train every defense: the type of the configuration says which."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from jax.sharding import Mesh
+
+from memdef_jax.data import Dataset
+from memdef_jax.defenses import defense_vae, mad_vae, memory_training
+from memdef_jax.training import Reporter
+
+Config = memory_training.MemoryDefenseConfig | defense_vae.DefenseVAEConfig | mad_vae.MADVAEConfig
+_FITS: dict[type, Any] = {
+    memory_training.MemoryDefenseConfig: memory_training.fit,
+    defense_vae.DefenseVAEConfig: defense_vae.fit,
+    mad_vae.MADVAEConfig: mad_vae.fit,
+}
+
+
+def fit(
+    config: Config,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    mesh: Mesh | None = None,
+    backend: str = "shard_map",
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train, or go on training, and save the defenses under `folder/defenses/<name>`.
+
+    Args:
+      config: what to train: `MemoryDefenseConfig`, `DefenseVAEConfig` or `MADVAEConfig`.
+      dataset: only its training split is used.
+      folder: the run's folder.
+      mesh: devices, all of them by default.
+      backend: "shard_map" or "pmap".
+      reporter: told of progress.
+
+    Returns:
+      Defenses by name: of a Memory Defense its selectors, of the others their variants.
+
+    Raises:
+      InputError: before any work, when something does not fit; `TrainingDiverged` later.
+    """
+    train = _FITS[type(config)]
+    return train(config, dataset, folder, mesh=mesh, backend=backend, reporter=reporter)

@@ -1,0 +1,102 @@
+"""What the training of every defense shares: a run's folder, its keys, batches and stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from memdef_jax import data
+from memdef_jax.training import (
+    LossFn,
+    Reporter,
+    Stage,
+    TrainState,
+    make_step,
+    shard,
+    train,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Runs the stages of one training, each with checkpoints in a folder of its own.
+
+    Attributes:
+      split: training images.
+      folder: the run's.
+      seed: of everything random.
+      save_every: steps between checkpoints.
+      mesh: devices.
+      backend: "shard_map" or "pmap".
+      reporter: told of progress.
+    """
+
+    split: data.Split
+    folder: pathlib.Path
+    seed: int
+    save_every: int
+    mesh: Mesh
+    backend: str
+    reporter: Reporter
+
+    def key(self, purpose: int) -> jax.Array:
+        """A typed key of this run for one purpose."""
+        return jax.random.fold_in(jax.random.key(self.seed), purpose)
+
+    def run(
+        self,
+        name: str,
+        purpose: int,
+        loss_fn: LossFn,
+        variables: Mapping[str, Any],
+        optimizer: optax.GradientTransformation,
+        batch: Callable[[int], Any],
+        steps: int,
+        batch_size: int,
+        guard: Callable[[Mapping[str, float]], str | None] | None = None,
+    ) -> dict[str, Any]:
+        """Train one stage, or go on with it.
+
+        Args:
+          name: of the stage and its folder.
+          purpose: of its random numbers.
+          loss_fn: see `training.LossFn`.
+          variables: initial, {"params", "batch_stats"}.
+          optimizer: of the parameters.
+          batch: the host batch of a global step.
+          steps: updates to do.
+          batch_size: images an update.
+          guard: see `training.Stage`.
+
+        Returns:
+          The trained variables.
+        """
+        stage = Stage(
+            name=name,
+            step=shard(make_step(loss_fn, optimizer), self.mesh, self.backend),
+            batch=batch,
+            total_steps=steps,
+            batch_size=batch_size,
+            save_every=self.save_every,
+            **({"guard": guard} if guard else {}),
+        )
+        state = TrainState.create(variables, optimizer)
+        key = self.key(purpose)
+        return train(stage, state, key, self.folder / name, self.mesh, self.reporter).variables
+
+    def benign_batches(self, batch_size: int, purpose: int) -> Callable[[int], dict[str, Any]]:
+        """Shuffled batches of the training images by global step."""
+        seed = self.seed * 10 + purpose
+
+        def batch(step: int) -> dict[str, np.ndarray]:
+            image, label = data.train_batch(self.split, step, batch_size, seed)
+            return {"image": image, "label": label}
+
+        return batch
