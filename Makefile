@@ -19,7 +19,7 @@ $(STAMP): $(wildcard requirements/*.txt)
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(REQUIREMENTS)
 	@touch $@
 
-demo: setup      ## train Memory Defense on Fashion-MNIST, attack it, print what holds (10 minutes)
+demo: setup      ## train Memory Defense on Fashion-MNIST, attack it, print what holds (13 minutes)
 	$(PY) -m eval.demo --run $(RUN)
 
 # Whole files to a worker, because its tests share what was expensive to make.

@@ -29,7 +29,7 @@ class SmallCNN(nn.Module):
     def __init__(self, params: Arrays, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            _conv(params["Conv_0"], 2, 2), nn.ReLU(), _conv(params["Conv_1"], 2, 2), nn.ReLU()
+            conv(params["Conv_0"], 2, 2), nn.ReLU(), conv(params["Conv_1"], 2, 2), nn.ReLU()
         )
         # The library flattens rows, columns, channels, torch channels, rows, columns.
         kernel = np.asarray(params["Dense_0"]["kernel"])
@@ -37,7 +37,7 @@ class SmallCNN(nn.Module):
         rows, columns = (-(-n // 4) for n in image_shape[:2])
         kernel = kernel.reshape(rows, columns, channels, -1).transpose(2, 0, 1, 3)
         hidden = {**params["Dense_0"], "kernel": kernel.reshape(-1, kernel.shape[-1])}
-        self.head = nn.Sequential(_linear(hidden), nn.ReLU(), _linear(params["Dense_1"]))
+        self.head = nn.Sequential(linear(hidden), nn.ReLU(), linear(params["Dense_1"]))
 
     def forward(self, x: Any) -> Any:
         return self.head(self.features(x).flatten(1))
@@ -53,7 +53,7 @@ class _Block(nn.Module):
         layers: list[Any] = []
         for i, (step, padding) in enumerate(places):
             name = f"BatchNorm_{i}"
-            layers += [_conv(params[f"Conv_{i}"], step, padding), _norm(params[name], stats[name])]
+            layers += [conv(params[f"Conv_{i}"], step, padding), norm(params[name], stats[name])]
             layers.append(nn.ReLU())
         self.body = nn.Sequential(*layers[:-1])
         self.skip: Any = nn.Identity()
@@ -61,7 +61,7 @@ class _Block(nn.Module):
         if f"Conv_{last}" in params:
             name = f"BatchNorm_{last}"
             self.skip = nn.Sequential(
-                _conv(params[f"Conv_{last}"], stride, 0), _norm(params[name], stats[name])
+                conv(params[f"Conv_{last}"], stride, 0), norm(params[name], stats[name])
             )
 
     def forward(self, x: Any) -> Any:
@@ -75,8 +75,8 @@ class ResNet(nn.Module):
         super().__init__()
         params, stats = variables["params"], variables["batch_stats"]
         layers: list[Any] = [
-            _conv(params["Conv_0"], 1, 1),
-            _norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
+            conv(params["Conv_0"], 1, 1),
+            norm(params["BatchNorm_0"], stats["BatchNorm_0"]),
             nn.ReLU(),
             nn.MaxPool2d(3, 2, 1),
         ]
@@ -86,7 +86,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage and not block else 1
                 layers.append(_Block(params[name], stats[name], stride, bottleneck))
         self.body = nn.Sequential(*layers)
-        self.head = _linear(params["Dense_0"])
+        self.head = linear(params["Dense_0"])
 
     def forward(self, x: Any) -> Any:
         return self.head(self.body(x).mean((2, 3)))
@@ -152,7 +152,8 @@ def _tensor(array: Any) -> Any:
     return torch.from_numpy(np.array(array, np.float32))
 
 
-def _conv(params: Arrays, stride: int, padding: int) -> Any:
+def conv(params: Arrays, stride: int, padding: int) -> Any:
+    """A convolution with the library's weights."""
     height, width, inputs, outputs = np.asarray(params["kernel"]).shape
     layer = nn.Conv2d(inputs, outputs, (height, width), stride, padding, bias="bias" in params)
     layer.weight.data = _tensor(np.asarray(params["kernel"]).transpose(3, 2, 0, 1))
@@ -161,14 +162,16 @@ def _conv(params: Arrays, stride: int, padding: int) -> Any:
     return layer
 
 
-def _norm(params: Arrays, stats: Arrays) -> Any:
+def norm(params: Arrays, stats: Arrays) -> Any:
+    """A BatchNorm with the library's weights and statistics."""
     layer = nn.BatchNorm2d(len(params["scale"]), eps=1e-5)
     layer.weight.data, layer.bias.data = _tensor(params["scale"]), _tensor(params["bias"])
     layer.running_mean, layer.running_var = _tensor(stats["mean"]), _tensor(stats["var"])
     return layer
 
 
-def _linear(params: Arrays) -> Any:
+def linear(params: Arrays) -> Any:
+    """A dense layer with the library's weights."""
     layer = nn.Linear(*np.asarray(params["kernel"]).shape)
     layer.weight.data = _tensor(np.asarray(params["kernel"]).T)
     layer.bias.data = _tensor(params["bias"])

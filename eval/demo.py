@@ -1,4 +1,4 @@
-"""The whole story in ten minutes on two CPU cores: `make demo`.
+"""The whole story in 13 minutes on two CPU cores: `make demo`.
 
 Trains Memory Defense on Fashion-MNIST (preset quick) with two selectors over one stack, attacks
 both under all threat models, and prints what holds. Expect clean accuracy above 85%, nothing left

@@ -1,6 +1,10 @@
-"""Figure 3 of the Memory Defense paper: t-SNE of the bottleneck with and without the memory.
+"""Where clean and attacked images lie in a defense's latent space, by t-SNE or UMAP.
 
     python -m eval.latent --run DIR
+    python -m eval.latent --run DIR --selector combined --attack fgsm --eps 0.3 --method umap
+
+Of a Memory Defense Figure 3 of its paper, the bottleneck with and without the memory; of a MAD-VAE
+or Defense-VAE Figures 1 to 4 of MAD-VAE: images, latent vectors and purified images.
 
 About a minute on two CPU cores. The figure is DIR/latent.png, its points are in DIR/latent.json.
 """
@@ -40,8 +44,8 @@ def main(
 
     Args:
       run: folder that train.memory_defense filled.
-      selector: which of its defenses; by default the adversarially trained one if there is one.
-      attack: crafted on classifier-A, with the paper's settings.
+      selector: which of its defenses; by default the last.
+      attack: crafted on the undefended classifier, with the paper's settings.
       eps: its Linf budget in units of [0, 1] pixels.
       count: test images; 0 for all.
       method: tsne as in the paper, or umap.
@@ -51,19 +55,21 @@ def main(
       raw_dir: a folder with the dataset's raw files.
     """
     project = latent.projection(method, seed)
-    crafted = presets.named(attack, single(console.budgets(eps)))
+    budget = single(console.budgets(eps))
+    presets.named(attack, budget)  # before any work: the name may be unknown
     defenses = load_run(run)
     name = selector or list(defenses)[-1]
     if name not in defenses:
         raise InputError(f"{run} has no defense {name!r}; use one of {', '.join(defenses)}.")
     loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
+    crafted = presets.named(attack, budget, defenses[name].kind)
     latents = latent.collect(defenses[name], subset(loaded.test, count or None), crafted, seed)
     embedded = latent.embed(latents, project)
     names = list(loaded.info.class_names)
     settings = {"selector": name, "attack": attack, "eps": eps, "method": method, "seed": seed}
     content = {**embedded, "class_names": names, **settings}
     write_atomic(run / "latent.json", json.dumps(content))
-    spaces = {title: embedded[space] for space, title in latent.SPACES.items()}
+    spaces = {latent.SPACES[space]: points for space, points in embedded.items()}
     write_atomic(run / "latent.png", figures.scatter(spaces, names))
     print(f"figure: {run / 'latent.png'}")
 

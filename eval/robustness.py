@@ -23,15 +23,15 @@ from memdef_jax.evaluation.program import evaluate_run, examination_for, load_da
 
 def main(
     run: pathlib.Path,
-    suite: Literal["paper", "standard", "adaptive", "quick"] = "paper",
+    suite: Literal["paper", "defense_vae", "mad_vae", "standard", "adaptive", "quick"] = "paper",
     attacks: str | None = None,
-    eps: str = "9/255,25/255",
+    eps: str | None = None,
     threats: str | None = None,
     count: int = 500,
     cw_count: int = 100,
-    cw_search_steps: int = 5,
-    cw_steps: int = 1000,
-    cw_learning_rate: float = 5e-3,
+    cw_search_steps: int | None = None,
+    cw_steps: int | None = None,
+    cw_learning_rate: float | None = None,
     batch_size: int = 250,
     examine: bool = True,
     seeds: tuple[int, ...] = (0,),
@@ -43,18 +43,19 @@ def main(
 
     Args:
       run: folder that train.memory_defense filled.
-      suite: paper (its attacks and settings, every threat model), standard (AutoAttack), adaptive
-        (what fits the defense best, and curves over eps) or quick.
-      attacks: comma-separated, in place of the suite's: fgsm, bim, pgd, cw (the paper's), mifgsm,
-        apgd, apgd_margin, autoattack, square, noise, fmn.
-      eps: comma-separated Linf budgets in units of [0, 1] pixels.
+      suite: paper (Memory Defense's attacks and settings, every threat model), defense_vae or
+        mad_vae (their attacks and settings), standard (AutoAttack), adaptive (what fits the defense
+        best, and curves over eps) or quick.
+      attacks: comma-separated, in place of the suite's: fgsm, rfgsm, bim, pgd, mifgsm, cw, apgd,
+        apgd_margin, autoattack, square, single_pixel, noise, fmn.
+      eps: comma-separated Linf budgets in units of [0, 1] pixels, in place of the suite's.
       threats: in place of the suite's: all, or some of transfer, grey_box, frozen_mask,
         frozen_mask_true, adaptive.
       count: test images; 0 for all.
       cw_count: test images for CW-L2.
-      cw_search_steps: steps of CW's binary search.
-      cw_steps: iterations in each.
-      cw_learning_rate: of CW's Adam.
+      cw_search_steps: steps of CW's binary search, in place of the suite's;
+      cw_steps: iterations in each, likewise;
+      cw_learning_rate: of CW's Adam, likewise.
       batch_size: images attacked at once.
       examine: also look for reasons to doubt the numbers, and at detection; takes minutes.
       seeds: one or more, of the attacks' random draws.
@@ -62,10 +63,12 @@ def main(
       data_dir: where prepared datasets live.
       raw_dir: a folder with the dataset's raw files.
     """
+    chosen = SUITES[suite]
     config = SweepConfig(
-        attacks=SUITES[suite].attacks if attacks is None else console.names(attacks),
-        eps=console.budgets(eps),
-        threats=SUITES[suite].threats if threats is None else console.names(threats),
+        attacks=chosen.attacks if attacks is None else console.names(attacks),
+        eps=chosen.eps if eps is None else console.budgets(eps),
+        threats=chosen.threats if threats is None else console.names(threats),
+        paper=chosen.paper,
         count=count or None,
         cw_count=cw_count,
         cw_search_steps=cw_search_steps,

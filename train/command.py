@@ -66,7 +66,7 @@ def main(kind: str, config_type: type) -> None:
         config = defenses.preset(
             chosen.preset, dataset.info.image_shape, len(dataset.train), kind=kind
         )
-    settings: Any = tyro.conf.OmitSubcommandPrefixes[config_type]  # type: ignore[valid-type]
+    settings: Any = tyro.conf.OmitSubcommandPrefixes[config_type]  # type: ignore[valid-type, misc]
     whole: Any = dataclasses.make_dataclass(
         "Arguments", [("config", settings)], bases=(Run,), frozen=True, kw_only=True
     )

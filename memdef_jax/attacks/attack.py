@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from memdef_jax.checks import InputError, check_eps, check_images, check_labels,
 # A real number, or one a sample [B]: a leaf of the attack's pytree. The driver broadcasts every
 # leaf to [B] before `init`, so the methods of an attack always see arrays.
 Number = Any
+Settings = TypeVar("Settings")  # a pytree of numbers: an attack
 
 
 def static(default: Any) -> Any:
@@ -137,8 +138,8 @@ class Attack:
         batch = x.shape[0]
         check_labels(y, batch)
         self.check()
-        attack = _per_sample(self, batch)
-        keys = _sample_keys(key, batch) if self.random else None
+        attack = per_sample(self, batch)
+        keys = per_sample_keys(key, batch) if self.random else None
         x, y = jnp.asarray(x), jnp.asarray(y).astype(jnp.int32)
         if batch == 0:
             return driver.nothing(self.norm, x, y)
@@ -146,7 +147,7 @@ class Attack:
         classes = driver.classes(fn, x)
         check_labels(y, batch, classes)
         planned, notes = attack.plan(classes)
-        stages = [_per_sample(stage, batch) for stage in planned]
+        stages = [per_sample(stage, batch) for stage in planned]
         return driver.run(stages, fn, x, y, keys, traced, notes)
 
 
@@ -208,24 +209,33 @@ def check_restarts(restarts: int, random_start: bool) -> None:
         )
 
 
-def _per_sample(attack: Attack, batch: int) -> Attack:
-    """Every number of the attack as float32 [B], so that one program serves all forms."""
+def per_sample(settings: Settings, batch: int) -> Settings:
+    """Every number of an attack as float32 [B], so that one program serves all forms.
+
+    Raises:
+      InputError: for an array of numbers that is not [B].
+    """
 
     def widen(number: Number) -> jax.Array:
         shape = np.shape(number)
         if shape not in ((), (batch,)):
             raise InputError(
-                f"a number of {type(attack).__name__} has shape {shape} beside {batch} images; "
+                f"a number of {type(settings).__name__} has shape {shape} beside {batch} images; "
                 "give one number, or one an image."
             )
         if is_traced(number):
             return jnp.broadcast_to(jnp.asarray(number, jnp.float32), (batch,))
         return jnp.asarray(np.broadcast_to(np.asarray(number, np.float32), (batch,)))
 
-    return jax.tree.map(widen, attack)
+    return jax.tree.map(widen, settings)
 
 
-def _sample_keys(key: Any, batch: int) -> jax.Array:
+def per_sample_keys(key: Any, batch: int) -> jax.Array:
+    """A typed key a sample, of one key or of as many.
+
+    Raises:
+      InputError: without a key, or for one that is not typed or of another shape.
+    """
     if key is None:
         raise InputError("this attack draws random numbers; pass key=jax.random.key(seed).")
     dtype = getattr(key, "dtype", None)

@@ -9,30 +9,35 @@ digit can be turned into another one that people would read so too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from memdef_jax.attacks import balls, driver, objectives
 from memdef_jax.attacks.attack import (
     Attack,
     Number,
-    _per_sample,
-    _sample_keys,
     check_count,
     check_number,
+    per_sample,
+    per_sample_keys,
     static,
 )
-from memdef_jax.attacks.logits import Logits, LogitsFunction, judge, take
+from memdef_jax.attacks.latent_codes import (
+    Decode,
+    Decoded,
+    check_codes,
+    finite,
+    joined,
+    noisy_margin,
+)
+from memdef_jax.attacks.logits import Logits, LogitsFunction
 from memdef_jax.attacks.state import State, where
-from memdef_jax.checks import InputError, check_eps, check_images, check_labels, is_traced
+from memdef_jax.checks import InputError, check_eps, check_images, check_labels
 
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam's
-_AXES = (1, 2, 3)
 
 
 @jax.tree_util.register_dataclass
@@ -132,7 +137,7 @@ class Overpowered:
     def run(
         self,
         logits_fn: Logits,
-        decode: Callable[[jax.Array], jax.Array],
+        decode: Decode,
         z: jax.Array,
         reference: jax.Array,
         y: jax.Array,
@@ -158,14 +163,14 @@ class Overpowered:
           InputError: when arrays, numbers, the key or what the functions return cannot be used.
             Values, as opposed to shapes, are checked only when they are known (not traced).
         """
-        fn = _joined(logits_fn, decode, reference)
+        fn = joined(logits_fn, decode, reference)
         check_images(reference, "reference images")
         batch = reference.shape[0]
-        _check_codes(z, batch)
+        check_codes(z, batch)
         check_labels(y, batch)
         self._check()
-        settings = cast(Overpowered, _per_sample(cast(Attack, self), batch))
-        keys = _sample_keys(key, batch)
+        settings = per_sample(self, batch)
+        keys = per_sample_keys(key, batch)
         y = jnp.asarray(y).astype(jnp.int32)
         # The driver knows images only: a code goes through it as a row of pixels.
         start = jnp.asarray(z, jnp.float32)[:, None, None, :]
@@ -192,39 +197,10 @@ class Overpowered:
             check_number(name, getattr(self, name))
         check_number("learning_rate", self.learning_rate, above_zero=True)
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Decoded:
-    """Codes in place of images: codes [B, 1, 1, D] -> logits [B, K]."""
-
-    logits_fn: Any
-    decode: Any
-    reference: jax.Array
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        return LogitsFunction.of(self.logits_fn)(self.image(z))
-
-    def image(self, z: jax.Array) -> jax.Array:
-        image = self.decode(z[:, 0, 0])
-        if np.shape(image) != np.shape(self.reference):
-            raise InputError(
-                f"decode returned shape {np.shape(image)} for reference images of shape "
-                f"{np.shape(self.reference)}; both must be the same."
-            )
-        return jnp.clip(jnp.asarray(image, jnp.float32), 0.0, 1.0)
-
-    def distance(self, image: jax.Array) -> jax.Array:
-        return jnp.mean((image - self.reference) ** 2, axis=_AXES)
-
-    def take(self, indices: jax.Array) -> _Decoded:
-        return _Decoded(
-            take(self.logits_fn, indices), take(self.decode, indices), self.reference[indices]
-        )
-
-    def judge(self) -> _Decoded | None:
-        vote = judge(self.logits_fn)
-        return None if vote is None else replace(self, logits_fn=vote)
+    def _margin(
+        self, model: Decoded, image: jax.Array, y: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return noisy_margin(model, image, y, keys, self.rho, self.draws, self.group)
 
 
 @jax.tree_util.register_dataclass
@@ -278,7 +254,7 @@ class _LatentSearch(Attack):
         image, pull = jax.vjp(model.image, own.z)
         distance = model.distance(image)
         keys = jax.vmap(jax.random.fold_in)(own.keys, steps)
-        margin, slope = _noisy_margin(settings, model, image, state.y, keys)
+        margin, slope = settings._margin(model, image, state.y, keys)
         logits = LogitsFunction.of(model.logits_fn)(image)
         near = (distance <= settings.budget) & (margin <= -settings.confidence)
         hit = near & fn.fooled(own.z, logits, state.y, False)
@@ -288,7 +264,7 @@ class _LatentSearch(Attack):
         (gradient,) = pull(slope + balls.per_image(weight) * (image - model.reference))
         rise = settings.lambda_rate * jnp.where(costs, distance, -1.0)
         multiplier = jnp.maximum(own.multiplier + rise, 0.0)
-        own = replace(_adam(own, _finite(gradient), settings.learning_rate), multiplier=multiplier)
+        own = replace(_adam(own, finite(gradient), settings.learning_rate), multiplier=multiplier)
         return replace(
             state.count(settings.draws + 1, settings.draws),
             image=where(hit, state.own.z, state.image),
@@ -299,43 +275,6 @@ class _LatentSearch(Attack):
             steps=steps,
             own=own,
         )
-
-
-def _noisy_margin(
-    settings: Overpowered, model: _Decoded, image: jax.Array, y: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Margin [B], mean over the draws of noise, and its gradient [B, H, W, C] in the image."""
-    group, batch = settings.group or settings.draws, len(image)
-    copies = jnp.repeat(jnp.arange(batch), group)
-    logits_fn = LogitsFunction.of(take(model.logits_fn, copies))
-
-    def one(key: jax.Array, draw: jax.Array) -> jax.Array:
-        # A key for each draw, so that the draws do not depend on how they are grouped.
-        noise = jax.random.normal(jax.random.fold_in(key, draw), image.shape[1:])
-        return noise / jnp.maximum(jnp.sqrt(jnp.sum(noise**2)), 1e-12)
-
-    def of_group(first: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-        draws = first + jnp.arange(group)
-        noise = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, draws)
-        noise = settings.rho[:, None, None, None, None] * noise
-
-        def answers(image: jax.Array) -> jax.Array:
-            noisy = image[:, None] + noise
-            return logits_fn(noisy.reshape(-1, *image.shape[1:]))
-
-        def mean_margin(logits: jax.Array) -> jax.Array:
-            return -objectives.margin(logits, y[copies]).reshape(batch, group).mean(1)
-
-        value, _, slope = objectives.value_and_gradient(answers, image, mean_margin)
-        return value, _finite(slope)
-
-    count = settings.draws // group
-    if count == 1:
-        return of_group(0)
-    add = lambda i, total: jax.tree.map(jnp.add, total, of_group(i * group))  # noqa: E731
-    zero = jnp.sum(image * 0, axis=_AXES), image * 0  # they vary as the image does
-    value, slope = jax.lax.fori_loop(0, count, add, zero)
-    return value / count, slope / count
 
 
 def _adam(own: _Descent, gradient: jax.Array, rate: jax.Array) -> _Descent:
@@ -362,35 +301,8 @@ def _record(
     fn, z, settings = jax.lax.stop_gradient((fn, z, settings))
     model, fold = fn.function, jax.vmap(jax.random.fold_in)
     image = model.image(z)
-    margin, _ = _noisy_margin(settings, model, image, y, fold(fold(keys, run), step))
+    margin, _ = settings._margin(model, image, y, fold(fold(keys, run), step))
     return image, model.distance(image), margin
-
-
-def _joined(logits_fn: Logits, decode: Any, reference: Any) -> LogitsFunction:
-    """Classifier and decoder as one function of codes, whose arrays are arguments of programs."""
-    if not callable(decode):
-        raise InputError(
-            f"decode is a {type(decode).__name__}, which cannot be called; "
-            "give a function of codes [B, D] that returns images."
-        )
-    LogitsFunction.of(logits_fn)  # refuses what cannot be called, by its name
-    return LogitsFunction.of(_Decoded(logits_fn, decode, reference))
-
-
-def _check_codes(z: Any, batch: int) -> None:
-    shape, dtype = np.shape(z), getattr(z, "dtype", None)
-    if len(shape) != 2 or shape[0] != batch or shape[1] < 1:
-        raise InputError(
-            f"z has shape {shape} beside {batch} reference images; give codes [{batch}, D]."
-        )
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise InputError(f"z has dtype {dtype}; float32 codes are needed.")
-    if not is_traced(z) and not np.isfinite(np.asarray(z)).all():
-        raise InputError("z holds NaN or infinity; look for an overflow in the encoder.")
-
-
-def _finite(gradient: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(gradient), gradient, 0.0)
 
 
 _record_compiled = jax.jit(_record)

@@ -6,66 +6,99 @@ from memdef_jax.attacks.apgd import APGD
 from memdef_jax.attacks.attack import Attack, Number
 from memdef_jax.attacks.autoattack import AutoAttack
 from memdef_jax.attacks.carlini_wagner import CarliniWagnerL2
-from memdef_jax.attacks.gradient import BIM, FGSM, MIFGSM, PGD
+from memdef_jax.attacks.gradient import BIM, FGSM, MIFGSM, PGD, RFGSM
 from memdef_jax.attacks.minimum_norm import FMN
 from memdef_jax.attacks.noise import Noise
+from memdef_jax.attacks.single_pixel import SinglePixel
 from memdef_jax.attacks.square import Square
 from memdef_jax.checks import InputError
 
 MEMORY_DEFENSE = ("fgsm", "bim", "pgd", "cw")
-# These seek the smallest perturbation and have no eps.
-MINIMAL = ("cw", "fmn")
+DEFENSE_VAE = ("fgsm", "rfgsm", "cw")
+MAD_VAE = ("fgsm", "rfgsm", "cw", "mifgsm", "pgd", "single_pixel")
+PAPERS = ("memory_defense", "defense_vae", "mad_vae")
+# These have no eps; the first two seek the smallest perturbation.
+MINIMAL = ("cw", "fmn", "single_pixel")
 NAMES = (
     *MEMORY_DEFENSE,
+    "rfgsm",
     "mifgsm",
     "apgd",
     "apgd_margin",
     "autoattack",
     "square",
+    "single_pixel",
     "noise",
     "fmn",
 )
 
 
-def named(name: str, eps: Number = None) -> Attack:
+def named(name: str, eps: Number = None, paper: str = "memory_defense") -> Attack:
     """An Linf attack (CW: L2) by name, in [0, 1] pixel space.
 
-    fgsm, bim, pgd, cw: of Memory Defense (arXiv 2202.02595, section IV). BIM: 10 iterations of
-    0.05, larger than its eps of 9/255. PGD: 40 of 0.0075, random start. CW-L2: 5 search steps of
-    1000 iterations, learning rate 5e-3, initial constant 1e-2, confidence 0 (one of the authors'
-    scripts has 50).
-    mifgsm: 10 iterations of eps/10, decay 1 (arXiv 1710.06081).
+    Where papers differ in an attack's settings, `paper` says whose are taken.
+    fgsm; rfgsm: alpha 0.05, its noise a sign, in MAD-VAE Gaussian.
+    memory_defense (arXiv 2202.02595, section IV): BIM: 10 iterations of 0.05, larger than its eps
+    of 9/255. PGD: 40 of 0.0075, random start. CW-L2: 5 search steps of 1000 iterations, learning
+    rate 5e-3, initial constant 1e-2, confidence 0 (one of the authors' scripts has 50).
+    defense_vae (arXiv 1812.06570): CW-L2: one constant, 100, with 100 iterations at learning rate
+    10.
+    mad_vae (arXiv 2011.01755): PGD and MI-FGSM: 40 of 0.01, PGD from a random start. CW-L2:
+    confidence 10, 9 search steps of 1000 iterations (10,000 there) from 1e-3, learning rate 1e-2.
+    mifgsm otherwise: 10 iterations of eps/10, decay 1 (arXiv 1710.06081).
     apgd, apgd_margin: APGD, 100 iterations, on cross-entropy, and on the margin with 3 restarts.
-    autoattack: the standard version, complete. square: 1000 queries.
+    autoattack: the standard version, complete. square: 1000 queries. single_pixel: 100 pixels.
     noise: 20 draws of uniform noise, which no attack should be weaker than.
     fmn: smallest Linf perturbation, 100 iterations, for curves over eps.
 
     Args:
       name: one of `NAMES`.
-      eps: Linf radius in [0, 1] pixels; the paper uses 9/255 and 25/255 on Fashion-MNIST and
-        2/255, 8/255 and 16/255 on CIFAR-10. Those of `MINIMAL` have none.
+      eps: Linf radius in [0, 1] pixels; Memory Defense uses 9/255 and 25/255 on Fashion-MNIST and
+        2/255, 8/255 and 16/255 on CIFAR-10, the others 0.3. Those of `MINIMAL` have none.
+      paper: one of `PAPERS`.
 
     Raises:
-      InputError: for an unknown name, or no eps where one is needed.
+      InputError: for an unknown name or paper, or no eps where one is needed.
     """
     if name not in NAMES:
         raise InputError(f"attack {name!r} is unknown; use some of {', '.join(NAMES)}.")
+    if paper not in PAPERS:
+        raise InputError(f"paper {paper!r} is unknown; use one of {', '.join(PAPERS)}.")
     if name == "cw":
-        return CarliniWagnerL2(
-            search_steps=5, steps=1000, learning_rate=5e-3, initial_const=1e-2, confidence=0.0
-        )
+        return _CARLINI_WAGNER[paper]
     if name == "fmn":
         return FMN(norm="linf", steps=100)
+    if name == "single_pixel":
+        return SinglePixel(method="random", steps=100)
     if eps is None:
         raise InputError(f"attack {name!r} needs eps; give it in [0, 1] pixels, for example 9/255.")
+    mad = paper == "mad_vae"
     return {
-        "fgsm": FGSM(eps=eps),
-        "bim": BIM(eps=eps, step_size=0.05, steps=10),
-        "pgd": PGD(eps=eps, step_size=0.0075, steps=40),
-        "mifgsm": MIFGSM(eps=eps, step_size=eps / 10, steps=10),
-        "apgd": APGD(eps=eps),
-        "apgd_margin": APGD(eps=eps, loss="margin", restarts=3),
-        "autoattack": AutoAttack(eps=eps),
-        "square": Square(eps=eps, steps=1000),
-        "noise": Noise(eps=eps, restarts=20),
-    }[name]
+        "fgsm": lambda: FGSM(eps=eps),
+        "rfgsm": lambda: RFGSM(eps=eps, alpha=0.05, noise="gaussian" if mad else "sign"),
+        "bim": lambda: BIM(eps=eps, step_size=0.05, steps=10),
+        "pgd": lambda: PGD(eps=eps, step_size=0.01 if mad else 0.0075, steps=40),
+        "mifgsm": lambda: (
+            MIFGSM(eps=eps, step_size=0.01, steps=40)
+            if mad
+            else MIFGSM(eps=eps, step_size=eps / 10, steps=10)
+        ),
+        "apgd": lambda: APGD(eps=eps),
+        "apgd_margin": lambda: APGD(eps=eps, loss="margin", restarts=3),
+        "autoattack": lambda: AutoAttack(eps=eps),
+        "square": lambda: Square(eps=eps, steps=1000),
+        "noise": lambda: Noise(eps=eps, restarts=20),
+    }[name]()
+
+
+_CARLINI_WAGNER = {
+    "memory_defense": CarliniWagnerL2(
+        search_steps=5, steps=1000, learning_rate=5e-3, initial_const=1e-2
+    ),
+    "defense_vae": CarliniWagnerL2(
+        search_steps=1, steps=100, learning_rate=10.0, initial_const=100.0
+    ),
+    "mad_vae": CarliniWagnerL2(
+        search_steps=9, steps=1000, learning_rate=1e-2, initial_const=1e-3, confidence=10.0
+    ),
+}

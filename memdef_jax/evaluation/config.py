@@ -12,15 +12,28 @@ from memdef_jax.evaluation.threats import parse_threats
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Attacks and the threat models they are run under."""
+    """Attacks and the threat models they are run under.
+
+    Attributes:
+      attacks: of `attacks.presets.NAMES`.
+      threats: names, or ("all",).
+      eps: usual budgets.
+      paper: whose settings the attacks have, of `attacks.presets.PAPERS`.
+    """
 
     attacks: tuple[str, ...]
     threats: tuple[str, ...]
+    eps: tuple[float, ...] = (9 / 255, 25 / 255)
+    paper: str = "memory_defense"
 
 
 SUITES = {
     # The attacks of the Memory Defense paper with its settings.
     "paper": Suite(presets.MEMORY_DEFENSE, ("all",)),
+    # The white-box attacks of the Defense-VAE and MAD-VAE papers, which attack the classifier
+    # alone, and the same on the whole pipeline.
+    "defense_vae": Suite(presets.DEFENSE_VAE, ("grey_box", "adaptive"), (0.3,), "defense_vae"),
+    "mad_vae": Suite(presets.MAD_VAE, ("grey_box", "adaptive"), (0.3,), "mad_vae"),
     # What robustness is commonly quoted by.
     "standard": Suite(("autoattack",), ("grey_box", "adaptive")),
     # What fits the defense best, and curves over eps.
@@ -38,15 +51,16 @@ class SweepConfig:
 
     Attributes:
       attacks: of `attacks.presets.NAMES`.
-      eps: Linf budgets in [0, 1] pixels; CW-L2 and FMN have none.
+      eps: Linf budgets in [0, 1] pixels; CW-L2, FMN and single_pixel have none.
       threats: names, or ("all",).
       count: test images, see `data.subset`; None for all.
       cw_count: fewer for CW-L2, which is slow; the first of those.
-      cw_search_steps: of CW-L2; the paper has 5,
-      cw_steps: 1000
-      cw_learning_rate: and 5e-3.
+      cw_search_steps: of CW-L2, None for the paper's;
+      cw_steps: likewise
+      cw_learning_rate: and likewise.
       batch_size: images attacked at once.
       seeds: of the attacks' random draws; an attack that draws nothing is run once.
+      paper: whose settings the attacks have, of `attacks.presets.PAPERS`.
     """
 
     attacks: tuple[str, ...] = presets.MEMORY_DEFENSE
@@ -54,11 +68,12 @@ class SweepConfig:
     threats: tuple[str, ...] = ("all",)
     count: int | None = 500
     cw_count: int = 100
-    cw_search_steps: int = 5
-    cw_steps: int = 1000
-    cw_learning_rate: float = 5e-3
+    cw_search_steps: int | None = None
+    cw_steps: int | None = None
+    cw_learning_rate: float | None = None
     batch_size: int = 250
     seeds: tuple[int, ...] = (0,)
+    paper: str = "memory_defense"
 
     def __post_init__(self) -> None:
         for value in self.eps:
@@ -84,13 +99,14 @@ class SweepConfig:
                 yield name, eps, self.attack(name, eps)
 
     def attack(self, name: str, eps: float | None) -> Attack:
-        """The named attack with its usual settings, CW's overridden by this configuration."""
-        attack = presets.named(name, eps)
-        if isinstance(attack, CarliniWagnerL2):
-            return dataclasses.replace(
-                attack,
-                search_steps=self.cw_search_steps,
-                steps=self.cw_steps,
-                learning_rate=self.cw_learning_rate,
-            )
-        return attack
+        """The named attack with its paper's settings, CW's overridden by this configuration."""
+        attack = presets.named(name, eps, self.paper)
+        if not isinstance(attack, CarliniWagnerL2):
+            return attack
+        own = {
+            "search_steps": self.cw_search_steps,
+            "steps": self.cw_steps,
+            "learning_rate": self.cw_learning_rate,
+        }
+        given = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(attack, **given)  # type: ignore[arg-type]

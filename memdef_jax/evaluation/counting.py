@@ -50,8 +50,12 @@ def count(
     norms = outcomes["norm"][found & (outcomes["norm"] > 0)] if found.any() else np.zeros(0)
     name, eps = identity["attack"], identity["eps"]
     benign = identity["selector"] == "benign"  # the paper has no pipeline with that one
-    paper = None if benign else paper_accuracy(identity["dataset"], "pipeline", name, eps)
-    alone = "benign" if benign else "adversarial"
+    printed: dict[str, float | None] = {"pipeline": None, "selector": None}
+    if identity["defense"] == "memory_defense":
+        alone = "benign" if benign else "adversarial"
+        printed["selector"] = paper_accuracy(identity["dataset"], alone, name, eps)
+        if not benign:
+            printed["pipeline"] = paper_accuracy(identity["dataset"], "pipeline", name, eps)
     return {
         **identity,
         "robust_accuracy": float(correct.mean()),
@@ -65,8 +69,8 @@ def count(
         "variants": dict(variants or {}),
         "own_accuracy": own_accuracy,
         "failed": failed,
-        "paper": paper,
-        "paper_selector": paper_accuracy(identity["dataset"], alone, name, eps),
+        "paper": printed["pipeline"],
+        "paper_selector": printed["selector"],
         "passes": {
             name: float(outcomes[name].mean()) if name in outcomes else 0.0
             for name in ("forward", "backward")

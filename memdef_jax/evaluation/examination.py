@@ -16,7 +16,7 @@ import numpy as np
 
 from memdef_jax.attacks import PGD
 from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
-from memdef_jax.defenses import Defense, MemoryDefense
+from memdef_jax.defenses import Defense
 from memdef_jax.evaluation import detection, doubts, latent
 from memdef_jax.evaluation.crafting import BATCH, craft
 from memdef_jax.evaluation.detection import Evading
@@ -70,15 +70,15 @@ def examine(
 
     Args:
       folder: the run's.
-      defenses: by selector; "benign" is what transfer is crafted on.
+      defenses: by name; "benign" is what transfer is crafted on.
       dataset: test images are attacked, training images give the detection threshold.
       found: the sweep's records, for what they say of failed attacks.
       settings: how much.
       reporter: told of progress.
 
     Returns:
-      "checks" and "detection" by selector, "transfer" between the defenses, and "latent", the
-      last defense's bottleneck in two dimensions, None where there is no memory.
+      "checks" and "detection" by name, "transfer" between the defenses, and "latent", the last
+      defense's latent space in two dimensions, None where there is none.
     """
     room = _Room(defenses, dataset, settings)
     parts: dict[str, Callable[[], Any]]
@@ -86,7 +86,7 @@ def examine(
     scored = [name for name, defense in defenses.items() if hasattr(defense, "score")]
     parts |= {f"detection {name}": partial(room.detection, name) for name in scored}
     parts["transfer"] = room.transfer
-    if room.remembering:
+    if latent.has_space(room.last):
         parts["latent"] = room.latent
     digest = hashlib.sha256(
         json.dumps([dataset.info.fingerprint, sorted(defenses), repr(settings)]).encode()
@@ -225,16 +225,14 @@ class _Room:
         return told
 
     @property
-    def remembering(self) -> MemoryDefense | None:
-        """The last defense, if it has a memory."""
-        last = list(self.defenses.values())[-1]
-        return last if isinstance(last, MemoryDefense) and last.spec.memory_rows else None
+    def last(self) -> Defense:
+        """The last defense, which is the one that was trained most."""
+        return list(self.defenses.values())[-1]
 
     def latent(self) -> dict[str, Any]:
-        """The bottleneck of clean and attacked images by t-SNE, with and without the memory."""
-        assert self.remembering is not None
+        """Clean and attacked images in the last defense's latent space, by t-SNE."""
         split, seed = self._images(self.settings.embedded), self.settings.seed
-        latents = latent.collect(self.remembering, split, self._attack(), seed)
+        latents = latent.collect(self.last, split, self._attack(), seed)
         embedded = latent.embed(latents, latent.projection("tsne", seed))
         return {**embedded, "class_names": list(self.dataset.info.class_names)}
 

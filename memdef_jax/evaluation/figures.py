@@ -72,7 +72,8 @@ def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> by
     """A matrix of counts, shaded by the share of its row.
 
     Args:
-      counts: [K, K], the chosen slot by the pipeline's answer.
+      counts: [K, K], the class that the undefended classifier names, which in Memory Defense is
+        the chosen slot, by the pipeline's answer.
       class_names: [K].
     """
     table = np.asarray(counts, dtype=float)
@@ -81,8 +82,8 @@ def confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> by
     axis = figure.subplots()
     image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     bar = figure.colorbar(image, ax=axis, shrink=0.8)
-    bar.set_label("share of the slot's images (%)")
-    axis.set(xlabel="answer of the pipeline", ylabel="chosen slot")
+    bar.set_label("share of the row's images (%)")
+    axis.set(xlabel="answer of the pipeline", ylabel="undefended classifier")
     if len(class_names) <= _MOST_NAMED:
         names = [_one_line(name) for name in class_names]
         ticks = np.arange(len(names))

@@ -31,7 +31,7 @@ def draw(
         if outcomes is None or not hasattr(defense, "reconstruct"):
             continue
         words = (
-            f"{record['selector']} selector, {record['attack'].upper()} "
+            f"Defense {record['selector']}, {record['attack'].upper()} "
             f"{eps_name(record['eps'])}, threat model {record['threat']}"
         )
         split = subset(dataset.test, config.count)
@@ -47,7 +47,7 @@ def draw(
 
 
 def _pictured(found: Sequence[Record]) -> list[Record]:
-    """The strongest budgeted cell of each selector and threat model."""
+    """The strongest budgeted cell of each defense and threat model."""
     selectors = dict.fromkeys(r["selector"] for r in sort_records(found))
     cells = [strongest(found, selector, threat) for selector in selectors for threat in THREATS]
     return [cell for cell in cells if cell is not None]

@@ -1,4 +1,8 @@
-"""The latent space with and without the memory: Figure 3 of the Memory Defense paper."""
+"""Where clean and attacked images lie in a defense's spaces.
+
+Figure 3 of Memory Defense (the bottleneck with and without the memory), and Figures 1 to 4 of
+MAD-VAE (images, latent vectors, purified images).
+"""
 
 from __future__ import annotations
 
@@ -17,40 +21,46 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from memdef_jax.attacks import Attack
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split, eval_batches, to_float
-from memdef_jax.defenses import MemoryDefense
-from memdef_jax.evaluation.crafting import BATCH, always, craft
+from memdef_jax.defenses import MemoryDefense, VAEDefense
+from memdef_jax.evaluation.crafting import BATCH, craft
 
 METHODS = ("tsne", "umap")
 _LEAST = 6  # points that t-SNE can say anything about
 _PERPLEXITY = 30.0
-SPACES = {"without": "without memory: the encoder's output", "with": "with memory: read out"}
+# What is embedded: of a Memory Defense the first two, of a VAE defense the others.
+SPACES = {
+    "without": "bottleneck without memory: the encoder's output",
+    "with": "bottleneck with memory: as read out",
+    "image": "images",
+    "latent": "latent vectors",
+    "output": "purified images, by the class named",
+}
 
 Projection = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Bottleneck vectors of clean images, then of the same images attacked; N in all.
+    """Vectors of clean images, then of the same images attacked; N in all.
 
     Attributes:
-      vectors: "without" the memory, the encoder's output [N, D]; "with" it, what is read from the
-        slot that classifier-A chooses [N, D].
-      labels: true class int32 [N].
+      vectors: by space, of `SPACES`, [N, D].
+      labels: by space, int32 [N]: the true class, of "output" the class that the pipeline names.
       adversarial: bool [N].
     """
 
     vectors: Mapping[str, np.ndarray]
-    labels: np.ndarray
+    labels: Mapping[str, np.ndarray]
     adversarial: np.ndarray
 
 
 @jax.jit
-def bottleneck(defense: MemoryDefense, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Latent vectors of images [B, H, W, C].
+def bottleneck(defense: MemoryDefense, x: jax.Array) -> dict[str, jax.Array]:
+    """Latent vectors of images [B, H, W, C] in a Memory Defense.
 
     Returns:
-      The encoder's output z (Equation 7), and what the memory gives back for classifier-A's slot
-      (Equation 11), both [B, D].
+      "without": the encoder's output z (Equation 7); "with": what the memory gives back for
+      classifier-A's slot (Equation 11); both [B, D].
     """
 
     def both(module: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,28 +69,55 @@ def bottleneck(defense: MemoryDefense, x: jax.Array) -> tuple[jax.Array, jax.Arr
 
     stack = defense.variables["stack"]
     variables = {kind: stack[kind]["autoencoder"] for kind in ("params", "batch_stats")}
-    found: Any = defense.spec.autoencoder().apply(variables, x, defense.select(x), method=both)
-    return found
+    module, slot = defense.spec.autoencoder(), defense.select(x)
+    without, recalled = module.apply(variables, x, slot, method=both)
+    return {"without": without, "with": recalled}
 
 
-def collect(defense: MemoryDefense, split: Split, attack: Attack, seed: int = 0) -> Latents:
-    """Bottleneck vectors of a split's images, and of the same attacked through classifier-A.
+@jax.jit
+def purification(defense: VAEDefense, x: jax.Array) -> dict[str, jax.Array]:
+    """Images [B, H, W, C], the means of their latent vectors, and what is decoded, each [B, D]."""
+    z = defense.embed(x)
+    flat = [part.reshape(len(x), -1) for part in (x, z, defense.decode(z))]
+    return dict(zip(("image", "latent", "output"), flat))
+
+
+def has_space(defense: Any) -> bool:
+    """Whether a defense has a latent space to look at."""
+    if isinstance(defense, MemoryDefense):
+        return bool(defense.spec.memory_rows)
+    return isinstance(defense, VAEDefense)
+
+
+def collect(defense: Any, split: Split, attack: Attack, seed: int = 0) -> Latents:
+    """Vectors of a split's images, and of the same attacked through the undefended classifier.
 
     Raises:
-      InputError: when the defense has no memory.
+      InputError: when the defense has no latent space.
     """
-    if not defense.spec.memory_rows:
-        raise InputError("this defense has memory_rows 0; give a run with a memory.")
+    if not has_space(defense):
+        raise InputError(
+            f"this {defense.kind} has no latent space (a Memory Defense with memory_rows 0 has "
+            "none either); give a run with a memory or a VAE."
+        )
+    look = bottleneck if isinstance(defense, MemoryDefense) else purification
     clean = to_float(split.images)
-    images = np.concatenate([clean, craft(attack, always(defense.selector), split, seed)])
+    attacked = craft(attack, lambda x, y: defense.surfaces(x, y)["selector"], split, seed)
+    images = np.concatenate([clean, attacked])
     labels = np.concatenate([split.labels, split.labels])
     parts = []
     for batch in eval_batches((images, labels), min(BATCH, len(images))):
-        found = bottleneck(defense, jnp.asarray(batch.images))
-        parts.append([np.asarray(vectors)[batch.valid] for vectors in found])
-    without, recalled = (np.concatenate(vectors) for vectors in zip(*parts))
-    adversarial = np.arange(len(images)) >= len(split)
-    return Latents({"without": without, "with": recalled}, labels, adversarial)
+        x = jnp.asarray(batch.images)
+        found = {**look(defense, x), "answer": _answers(defense, x)}
+        parts.append({name: np.asarray(values)[batch.valid] for name, values in found.items()})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    answer = joined["answer"].astype(np.int32)
+    vectors = {name: joined[name] for name in SPACES if name in joined}
+    shown = {name: answer if name == "output" else labels for name in vectors}
+    return Latents(vectors, shown, np.arange(len(images)) >= len(split))
+
+
+_answers = jax.jit(lambda defense, x: jnp.argmax(defense(x), axis=-1))
 
 
 def projection(method: str, seed: int = 0) -> Projection:
@@ -120,7 +157,7 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def embed(latents: Latents, project: Projection) -> dict[str, dict[str, Any]]:
-    """Points in the plane, JSON-able: under "without" and "with" the memory each a dictionary.
+    """Points in the plane, JSON-able: a dictionary a space.
 
     Clean and attacked images are projected together, so that their places can be compared.
 
@@ -130,7 +167,7 @@ def embed(latents: Latents, project: Projection) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "points": np.asarray(project(vectors), np.float64).round(4).tolist(),
-            "labels": latents.labels.tolist(),
+            "labels": latents.labels[name].tolist(),
             "adversarial": latents.adversarial.tolist(),
         }
         for name, vectors in latents.vectors.items()

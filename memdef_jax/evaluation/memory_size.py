@@ -122,7 +122,7 @@ def draw(found: Mapping[str, Sequence[SizeErrors]]) -> bytes:
     Args:
       found: by dataset, what `memory_sizes` returns.
     """
-    figure = Figure(figsize=(5.2 * len(found), 9.6), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(found), 9.6), dpi=100, layout="constrained")
     axes = figure.subplots(3, len(found), squeeze=False)
     for column, (dataset, sizes) in enumerate(found.items()):
         for row, names in enumerate(((CLEAN,), tuple(sizes[0].errors))):

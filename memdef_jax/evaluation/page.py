@@ -103,7 +103,7 @@ def _fill_report(
         "curves": ("Accuracy against the budget", summary.get("curves")),
         "checks": ("Checks of this evaluation", any((summary.get("checks") or {}).values())),
         "attacked": ("Attacked images", shown.get("attacked") or left_out),
-        "confusion": ("What the pipeline answers to each slot", shown.get("confusion")),
+        "confusion": ("Undefended classifier and pipeline", shown.get("confusion")),
         "memory": ("Memory", shown.get("memory") or summary.get("diagnostics")),
         "detection": ("Detection by reconstruction error", summary.get("detection")),
         "latent": ("Latent space", shown.get("latent")),
@@ -216,10 +216,10 @@ def _drawn_curves(curves: Sequence[Mapping[str, Any]]) -> list[Picture]:
     for selector in dict.fromkeys(curve["selector"] for curve in curves):
         own = [curve for curve in curves if curve["selector"] == selector]
         alt = (
-            f"Lines of robust accuracy against eps, selector {selector}: "
+            f"Lines of robust accuracy against eps, defense {selector}: "
             f"{'; '.join(curve['name'] for curve in own)}. The numbers are in the table below."
         )
-        name = f"{selector} selector, with 95% intervals"
+        name = f"Defense {selector}, with 95% intervals"
         pictures.append(Picture(name, figures.curves(own), alt, "curves"))
     return pictures
 
@@ -227,9 +227,9 @@ def _drawn_curves(curves: Sequence[Mapping[str, Any]]) -> list[Picture]:
 def _drawn_confusion(summary: Mapping[str, Any]) -> list[Picture]:
     pictures = []
     for selector, found in (summary.get("confusion") or {}).items():
-        words = f"{selector} selector, {found.get('words', '')}".rstrip(", ")
+        words = f"Defense {selector}, {found.get('words', '')}".rstrip(", ")
         names = summary.get("class_names") or [str(i) for i in range(len(found["slots"]))]
-        alt = f"Matrix of the chosen slot by the pipeline's answer, {words}."
+        alt = f"Matrix of the undefended classifier's answer by the pipeline's, {words}."
         png = figures.confusion(found["slots"], names)
         pictures.append(Picture(words, png, alt, "confusion"))
     return pictures
@@ -250,13 +250,13 @@ def _drawn_detection(detection: Mapping[str, Mapping[str, Any]]) -> list[Picture
         scores = {name: values for name, values in scores.items() if values}
         if not scores:
             continue
-        words = f"{selector} selector, reconstruction error of images: {'; '.join(scores)}"
+        words = f"Defense {selector}, reconstruction error of images: {'; '.join(scores)}"
         png = figures.histograms(scores, found.get("threshold"))
         alt = f"Histograms with the detector's threshold: {words}."
         pictures.append(Picture(words, png, alt, "detection"))
         clean = scores.pop("clean", None)
         if clean and scores:
-            words = f"{selector} selector, receiver operating characteristic of the detector"
+            words = f"Defense {selector}, receiver operating characteristic of the detector"
             rates = {name: roc(np.asarray(clean), np.asarray(s)) for name, s in scores.items()}
             png = figures.roc(rates)
             alt = f"Detected share against false alarms: {words}."
@@ -269,7 +269,7 @@ def _drawn_latent(latent: Mapping[str, Any]) -> list[Picture]:
     for key, title in SPACES.items():
         found = latent.get(key) or {}
         if found.get("points"):
-            words = f"t-SNE of the bottleneck {title}"
+            words = f"t-SNE: {title}"
             png = figures.scatter({words: found}, latent["class_names"])
             alt = f"{words}: {len(found['points'])} images, coloured by class."
             pictures.append(Picture(words, png, alt, "latent"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,20 @@ from matplotlib.figure import Figure
 
 from memdef_jax.data import Split, to_float
 from memdef_jax.defenses import MemoryDefense
+from memdef_jax.evaluation.figures import png
 
 
 @jax.jit
-def _look(defense: MemoryDefense, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-    """Chosen slot, answer, what is rebuilt from the chosen slot and from the true one."""
-    slot = defense.select(x)
-    rebuilt = defense.reconstruct(x, slot)
-    answer = jnp.argmax(defense.classify(rebuilt), axis=-1)
-    return slot, answer, rebuilt, defense.reconstruct(x, labels)
+def _look(defense: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+    """What the undefended classifier says, the pipeline's answer, and what is rebuilt."""
+    return defense.select(x), jnp.argmax(defense(x), axis=-1), defense.reconstruct(x)
+
+
+_rebuild = jax.jit(lambda defense, x, labels: defense.reconstruct(x, labels))
 
 
 def attack_grid(
-    defense: MemoryDefense,
+    defense: Any,
     split: Split,
     outcomes: Mapping[str, np.ndarray],
     class_names: Sequence[str],
@@ -33,44 +34,43 @@ def attack_grid(
     """A PNG: one row an image, from clean to rebuilt, with every label on the way.
 
     Columns: the clean image and its rebuilding, the adversarial one, the perturbation magnified
-    around grey, and what is rebuilt from the adversarial image's chosen slot and from its true one.
+    around grey, and what is rebuilt from the adversarial image; where there are slots, from the
+    chosen one and from the true one.
 
     Args:
-      defense: the pipeline.
+      defense: the pipeline, with `reconstruct(x)` and, if it has a memory, `decode_rows`.
       split: the clean images of the cell, in its order.
       outcomes: of `records.read_outcomes`, with "shown" [S, H, W, C].
       class_names: one a label.
       title: above the grid.
     """
-    shown = outcomes["shown"]
+    shown, slotted = outcomes["shown"], hasattr(defense, "decode_rows")
+    word = "slot" if slotted else "undefended"
     count = len(shown)
-    clean = np.asarray(to_float(split.images[:count]))
-    labels = split.labels[:count]
-    looked = _look(defense, jnp.asarray(clean), jnp.asarray(labels))
-    slot, answer, rebuilt, _ = (np.asarray(array) for array in looked)
-    looked = _look(defense, jnp.asarray(shown), jnp.asarray(labels))
-    slot_adv, answer_adv, rebuilt_adv, from_true = (np.asarray(array) for array in looked)
+    clean, labels = np.asarray(to_float(split.images[:count])), split.labels[:count]
+    chosen, answer, rebuilt = map(np.asarray, _look(defense, jnp.asarray(clean)))
+    chosen_adv, answer_adv, rebuilt_adv = map(np.asarray, _look(defense, jnp.asarray(shown)))
     delta = shown - clean
     scale = 0.5 / max(float(np.abs(delta).max()), 1e-6)
-    class_names = [_short(name) for name in class_names]
-    named = [class_names[label] for label in labels]
+    names = [short_name(name) for name in class_names]
+    named = [names[label] for label in labels]
     everywhere = np.ones(count, bool)
-    columns: list[_Column] = [
+    columns: list[Column] = [
         ("clean", clean, named, everywhere),
         (
             "rebuilt",
             rebuilt,
             [
-                class_names[said] + ("" if said == chosen else f" (slot {class_names[chosen]})")
-                for said, chosen in zip(answer, slot)
+                names[said] + ("" if said == other else f" ({word} {names[other]})")
+                for said, other in zip(answer, chosen)
             ],
             answer == labels,
         ),
         (
             "adversarial",
             shown,
-            [f"slot {class_names[chosen]}" for chosen in slot_adv],
-            slot_adv == labels,
+            [f"{word} {names[other]}" for other in chosen_adv],
+            chosen_adv == labels,
         ),
         (
             f"perturbation x{scale:.0f}",
@@ -79,14 +79,16 @@ def attack_grid(
             everywhere,
         ),
         (
-            "rebuilt, chosen slot",
+            "rebuilt, chosen slot" if slotted else "rebuilt",
             rebuilt_adv,
-            [class_names[said] for said in answer_adv],
+            [names[said] for said in answer_adv],
             answer_adv == labels,
         ),
-        ("rebuilt, true slot", from_true, named, everywhere),
     ]
-    return _draw(columns, title)
+    if slotted:
+        from_true = np.asarray(_rebuild(defense, jnp.asarray(shown), jnp.asarray(labels)))
+        columns.append(("rebuilt, true slot", from_true, named, everywhere))
+    return draw_grid(columns, title)
 
 
 def memory_grid(
@@ -105,27 +107,27 @@ def memory_grid(
     images = np.asarray(_decode_rows(defense, jnp.asarray(places.ravel())))
     images = images.reshape(*places.shape, *images.shape[1:])
     everywhere = np.ones(spec.classes, bool)
-    names = [_short(name) for name in class_names]
-    grid: list[_Column] = [("mean", images.mean(axis=1), names, everywhere)]
+    names = [short_name(name) for name in class_names]
+    grid: list[Column] = [("mean", images.mean(axis=1), names, everywhere)]
     grid += [
         (f"row {row}", images[:, column], [""] * spec.classes, everywhere)
         for column, row in enumerate(taken)
     ]
-    return _draw(grid, "memory rows, decoded", 1.0)
+    return draw_grid(grid, "memory rows, decoded", 1.0)
 
 
 _decode_rows = jax.jit(lambda defense, rows: defense.decode_rows(rows))
 
 
 # Heading, images, captions, and which captions are as they should be.
-_Column = tuple[str, np.ndarray, list[str], np.ndarray]
+Column = tuple[str, np.ndarray, list[str], np.ndarray]
 
 
-def _draw(columns: Sequence[_Column], title: str, inches: float = 1.75) -> bytes:
+def draw_grid(columns: Sequence[Column], title: str, inches: float = 1.75) -> bytes:
     """A PNG of columns of captioned images; captions that should not be are red."""
     count = len(columns[0][1])
     size = (inches * len(columns), inches * count + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(count, len(columns), squeeze=False)
     for column, (name, images, captions, right) in enumerate(columns):
@@ -140,12 +142,10 @@ def _draw(columns: Sequence[_Column], title: str, inches: float = 1.75) -> bytes
             color = "black" if right[row] else "#b00020"
             # A class may be named with dollars, which would otherwise start a formula.
             axis.set_xlabel(captions[row], fontsize=8, color=color, parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return png(figure)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A class's name on one line, cut where it would run into the next picture."""
     name = " ".join(name.split())
     return name if len(name) <= 20 else name[:19] + "…"

@@ -91,7 +91,7 @@ def evaluate_run(
 
     Args:
       folder: the run's.
-      defenses: by selector.
+      defenses: by name.
       dataset: that they were trained on.
       config: what to cross.
       reporter: told of progress.
@@ -113,7 +113,7 @@ def evaluate_run(
     examined: dict[str, Any] = {}
     if examination is not None:
         examined = examine(folder, defenses, dataset, found, examination, reporter)
-    heading = report.title(dataset, instead_of)
+    heading = report.title(found[0]["defense"], dataset, instead_of)
     words = report.in_words(found, diagnostics)
     pictured = illustrate.draw(folder, dataset, defenses, config, found)
     report.write_report(folder, dataset, found, diagnostics, pictured, heading)

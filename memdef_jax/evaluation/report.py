@@ -19,20 +19,26 @@ if TYPE_CHECKING:
     from memdef_jax.evaluation.page import Picture  # which shows numbers as this module does
 
 HEADER = (
-    "selector",
+    "defense",
     "threat",
     "attack",
     "eps",
     "n",
     "pipeline %",
     "95% interval",
-    "classifier-A %",
+    "undefended %",
     "same answer %",
     "paper %",
     "median L2",
     "success %",
     "s",
 )
+_NAMES = {
+    "memory_defense": "Memory Defense",
+    "defense_vae": "Defense-VAE",
+    "mad_vae": "MAD-VAE",
+    "plain": "A defense",
+}
 _ORDER = {name: index for index, name in enumerate(("none", *THREATS, WORST))}
 _ATTACKS = {name: index for index, name in enumerate(("clean", "fgsm", "bim", "pgd", "all", "cw"))}
 
@@ -103,8 +109,8 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
         if not clean:
             continue
         text = (
-            f"With the {selector.replace('_', '-')} classifier-A the pipeline is right on "
-            f"{percent(clean[0]['robust_accuracy'])}% of clean images"
+            f"Defense {selector} is right on {percent(clean[0]['robust_accuracy'])}% of clean "
+            "images"
         )
         worst = [(e, w) for e in budgets for w in select(own, threat=WORST, attack="all", eps=e)]
         if worst:
@@ -132,6 +138,8 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
             if adaptive:
                 text += f", and on the whole pipeline {percent(adaptive[0]['robust_accuracy'])}%"
             sentences.append(text + ".")
+        if not frozen:
+            sentences += _unknown_or_known(own, budgets)
     attacked = [r["agreement"] for r in found if r["agreement"] is not None]
     if attacked and diagnostics:
         d = next(iter(diagnostics.values()))
@@ -152,6 +160,25 @@ def in_words(found: Sequence[Record], diagnostics: Mapping[str, Mapping[str, flo
     return " ".join(sentences)
 
 
+def _unknown_or_known(own: Sequence[Record], budgets: Sequence[float]) -> list[str]:
+    """What not knowing the defense is worth, by the attack that gains most from knowing it."""
+    pairs = [
+        (grey, adaptive)
+        for grey in select(own, threat="grey_box")
+        for adaptive in select(own, threat="adaptive", attack=grey["attack"], eps=grey["eps"])
+        if grey["eps"] in budgets[-1:]
+    ]
+    if not pairs:
+        return []
+    grey, adaptive = max(pairs, key=lambda p: p[0]["robust_accuracy"] - p[1]["robust_accuracy"])
+    return [
+        f"{grey['attack'].upper()} at {eps_name(grey['eps'])} against the undefended classifier "
+        f"leaves {percent(grey['robust_accuracy'])}% of the defended answers (and "
+        f"{percent(grey['selector_accuracy'])}% of the undefended ones); against the whole "
+        f"pipeline it leaves {percent(adaptive['robust_accuracy'])}%."
+    ]
+
+
 def failures(found: Sequence[Record]) -> list[str]:
     """A line for each cell whose attack did worse than attackers who know less."""
     return [
@@ -161,9 +188,9 @@ def failures(found: Sequence[Record]) -> list[str]:
     ]
 
 
-def title(dataset: Dataset, instead_of: str | None = None) -> str:
+def title(kind: str, dataset: Dataset, instead_of: str | None = None) -> str:
     """The report's heading; says so when the data are only the bundled digits, and why."""
-    heading = f"Memory Defense on {dataset.info.name}"
+    heading = f"{_NAMES.get(kind, kind)} on {dataset.info.name}"
     if dataset.info.name == "digits":
         heading += ", the small data set bundled with scikit-learn"
     return f"{heading}, because {instead_of} could not be had" if instead_of else heading
@@ -192,18 +219,20 @@ def write_report(
         f"Data: {_plain(dataset.info.name)}, {_plain(dataset.info.source)}; "
         f"SHA-256 {dataset.info.fingerprint}.",
         "Accuracies in percent on the deployed pipeline with 95% Wilson intervals; beside them "
-        "classifier-A's own on the same images and the share of images on which both answer alike. "
+        "the undefended classifier's own on the same images and the share of images on which both "
+        "answer alike. "
         "CW has no budget: its accuracy is that on the images it returns, a failed search "
-        "returning the clean one; its median is over the images that had to be changed. The "
-        "paper's numbers come from another classifier-A, trained on adversarial examples.",
+        "returning the clean one; its median is over the images that had to be changed. "
+        + (
+            "The paper's numbers come from another classifier-A, trained on adversarial examples."
+            if any(r["paper"] is not None for r in found)
+            else ""
+        ),
         "",
         layout.as_markdown(HEADER, rows),
         "",
         *failures(found),
-        "## Is the memory a class template?",
-        "",
-        _diagnostics_table(diagnostics),
-        "",
+        *_diagnostics_section(diagnostics),
         "## Pictures",
         "",
     ]
@@ -221,12 +250,19 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def _diagnostics_table(diagnostics: Mapping[str, Mapping[str, float]]) -> str:
+def _diagnostics_section(diagnostics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not diagnostics:
+        return []
     rows = [
         [text, *(f"{measured[key]:.4g}" for measured in diagnostics.values())]
         for key, text in DIAGNOSTICS.items()
     ]
-    return layout.as_markdown(["", *diagnostics], rows)
+    return [
+        "## Is the memory a class template?",
+        "",
+        layout.as_markdown(["", *diagnostics], rows),
+        "",
+    ]
 
 
 def _provenance(found: Sequence[Record]) -> dict[str, Any]:

@@ -74,10 +74,11 @@ def _curve(
 def confusion(
     folder: pathlib.Path, found: Sequence[Record], classes: int
 ) -> dict[str, dict[str, Any]]:
-    """Chosen slot by answer, under the strongest attack on each defense.
+    """Undefended classifier's answer by the pipeline's, under the strongest attack on each defense.
 
     Returns:
-      By selector, "words" that name the cell and "slots", counts [K, K]: row slot, column answer.
+      By selector, "words" that name the cell and "slots", counts [K, K]: row undefended (in Memory
+      Defense the chosen slot), column pipeline.
     """
     result = {}
     for selector in dict.fromkeys(r["selector"] for r in found):

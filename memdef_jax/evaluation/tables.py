@@ -166,7 +166,7 @@ def _readings(sources: Sources, number: Printed) -> dict[str, Reading]:
     readings: dict[str, Reading] = {}
     pooled: dict[str, Reading] = {}
     for threat in ("none",) if clean else THREAT_NAMES:
-        record = _cell(found, threat, number.attack, number.eps)
+        record = find_cell(found, threat, number.attack, number.eps)
         if record is None:
             continue
         n, share = record["n"], record["selector_accuracy" if alone else "robust_accuracy"]
@@ -179,7 +179,9 @@ def _readings(sources: Sources, number: Printed) -> dict[str, Reading]:
     return readings | pooled
 
 
-def _cell(found: Sequence[Record], threat: str, attack: str, eps: float | None) -> Record | None:
+def find_cell(
+    found: Sequence[Record], threat: str, attack: str, eps: float | None
+) -> Record | None:
     cells = [
         r
         for r in select(found, threat=threat, attack=attack)

@@ -269,3 +269,15 @@ def test_presets_have_the_papers_numbers():
     assert presets.named("fgsm", 0.1) == FGSM(eps=0.1)
     cw = presets.named("cw")
     assert (cw.search_steps, cw.steps, cw.learning_rate, cw.initial_const) == (5, 1000, 5e-3, 1e-2)
+    vae = presets.named("cw", paper="defense_vae")
+    settings = vae.search_steps, vae.steps, vae.learning_rate, vae.initial_const
+    assert settings == (1, 100, 10.0, 100.0)
+    assert presets.named("rfgsm", 0.3, "defense_vae") == RFGSM(eps=0.3, alpha=0.05, noise="sign")
+    assert presets.named("rfgsm", 0.3, "mad_vae") == RFGSM(eps=0.3, alpha=0.05, noise="gaussian")
+    for name in ("pgd", "mifgsm"):
+        attack = presets.named(name, 0.3, "mad_vae")
+        assert (attack.steps, attack.step_size) == (40, 0.01)
+    assert presets.named("cw", paper="mad_vae").confidence == 10.0
+    assert presets.named("single_pixel", paper="mad_vae").steps == 100
+    with pytest.raises(InputError, match="paper 'magnet' is unknown; use one of memory_defense"):
+        presets.named("fgsm", 0.1, "magnet")

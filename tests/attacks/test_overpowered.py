@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from memdef_jax.attacks import Overpowered, driver, overpowered
+from memdef_jax.attacks.latent_codes import Decoded
 from memdef_jax.attacks.logits import LogitsFunction
 from memdef_jax.attacks.state import rows
 from memdef_jax.checks import InputError
@@ -125,7 +126,7 @@ def test_lambda_is_never_negative(latent_problem):
     each = lambda value: jnp.full(6, value, jnp.float32)  # noqa: E731
     settings = jax.tree.map(each, Overpowered(budget=0.002, draws=2, confidence=1e6))
     search = overpowered._LatentSearch(settings=settings)
-    fn = LogitsFunction.of(overpowered._Decoded(model, decode, x))
+    fn = LogitsFunction.of(Decoded(model, decode, x))
     keys = driver.sample_keys(KEY, 6)
     state = search.init(fn, z[:, None, None, :], y, keys, jnp.int32(0))
     step, seen = jax.jit(lambda state: search.step(fn, state)), []

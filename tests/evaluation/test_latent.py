@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from memdef_jax import attacks, data
 from memdef_jax.checks import InputError
-from memdef_jax.defenses import MemoryDefense
+from memdef_jax.defenses import MemoryDefense, VAEDefense, VAEDefenseSpec
 from memdef_jax.evaluation import latent
 from memdef_jax.nn import Encoder
 from memdef_jax.nn.autoencoder import architecture
@@ -68,15 +69,33 @@ def test_with_memory_it_is_the_mean_of_the_slots_rows_by_their_likeness(latents,
 
 
 def test_labels_are_the_true_ones_and_attacked_images_come_last(latents, split):
-    np.testing.assert_array_equal(latents.labels, np.tile(split.labels, 2))
+    for labels in latents.labels.values():
+        np.testing.assert_array_equal(labels, np.tile(split.labels, 2))
     np.testing.assert_array_equal(latents.adversarial, np.repeat([False, True], COUNT))
 
 
 def test_a_defense_without_memory_is_refused(defense, split):
     spec = dataclasses.replace(defense.spec, memory_rows=0)
     plain = MemoryDefense(spec, defense.variables)
-    with pytest.raises(InputError, match="has memory_rows 0"):
+    with pytest.raises(InputError, match="this memory_defense has no latent space"):
         latent.collect(plain, split, attacks.FGSM(eps=EPS))
+
+
+def test_a_vae_shows_images_latent_vectors_and_what_it_makes_of_them(split):
+    spec = VAEDefenseSpec(image_shape=(28, 28, 1), classes=10, classifier="e", latent_size=6)
+    defense = VAEDefense(spec, spec.init(jax.random.key(0)))
+    found = latent.collect(defense, split, attacks.FGSM(eps=EPS))
+    x = data.to_float(jnp.asarray(split.images))
+    attack = attacks.FGSM(eps=EPS, early_stop=False)
+    both = jnp.concatenate([x, attack(defense.undefended, x, jnp.asarray(split.labels))])
+    assert list(found.vectors) == ["image", "latent", "output"]
+    flat = (2 * COUNT, -1)
+    np.testing.assert_allclose(found.vectors["image"], both.reshape(flat), atol=1e-6)
+    np.testing.assert_allclose(found.vectors["latent"], defense.embed(both), atol=1e-5)
+    purified = defense.reconstruct(both)
+    np.testing.assert_allclose(found.vectors["output"], purified.reshape(flat), atol=1e-5)
+    np.testing.assert_array_equal(found.labels["latent"], np.tile(split.labels, 2))
+    np.testing.assert_array_equal(found.labels["output"], defense(both).argmax(-1))
 
 
 def test_tsne_is_scikit_learns_with_a_perplexity_that_fits(latents):

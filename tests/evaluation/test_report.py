@@ -57,7 +57,7 @@ def folder(swept, tmp_path_factory):
 def written(folder, swept, digits, pair, config, measured):
     """(text of report.md, the records in it)."""
     some = [r for r in swept[1] if r["threat"] in ("none", WORST, *SHORT)]
-    heading = report.title(digits)
+    heading = report.title("memory_defense", digits)
     pictured = illustrate.draw(folder, digits, pair, config, some)
     path = report.write_report(folder, digits, some, measured, pictured, heading)
     return path.read_text(), some
@@ -74,7 +74,7 @@ def test_the_table_has_a_row_a_record_with_its_numbers(written):
         cell = dict(zip(header, row, strict=True))
         eps = None if cell["eps"] == "-" else int(cell["eps"].removesuffix("/255")) / 255
         threat = cell["threat"].split(" ")[0]
-        wanted = (cell["selector"], threat, cell["attack"], eps, int(cell["n"]))
+        wanted = (cell["defense"], threat, cell["attack"], eps, int(cell["n"]))
         names = ("selector", "threat", "attack", "eps", "n")
         (record,) = [r for r in left if tuple(r[n] for n in names) == wanted]
         left.remove(record)
@@ -85,7 +85,7 @@ def test_the_table_has_a_row_a_record_with_its_numbers(written):
             return float(shown) == pytest.approx(100 * value, abs=0.0501)
 
         assert same(cell["pipeline %"], record["robust_accuracy"])
-        assert same(cell["classifier-A %"], record["selector_accuracy"])
+        assert same(cell["undefended %"], record["selector_accuracy"])
         assert same(cell["same answer %"], record["agreement"])
         assert same(cell["paper %"], record["paper"])
         for end, value in zip(cell["95% interval"].split("-"), record["interval"], strict=True):
@@ -192,10 +192,12 @@ def test_the_report_names_the_data(written, digits):
 
 
 def test_the_title_says_why_the_data_are_only_digits(digits):
-    assert report.title(digits, "fashion_mnist").endswith("because fashion_mnist could not be had")
+    assert report.title("memory_defense", digits, "fashion_mnist").endswith(
+        "because fashion_mnist could not be had"
+    )
     info = dataclasses.replace(digits.info, name="fashion_mnist")
     other = dataclasses.replace(digits, info=info)
-    assert report.title(other) == "Memory Defense on fashion_mnist"
+    assert report.title("memory_defense", other) == "Memory Defense on fashion_mnist"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,9 @@ def test_names_that_look_like_markup_break_neither_table_nor_picture(
     some = [r for r in some if r["selector"] == "benign"]
     defenses: dict[str, MemoryDefense] = {"benign": pair["benign"]}
     pictured = illustrate.draw(tmp_path / "run", odd, defenses, config, some)
-    path = report.write_report(tmp_path / "run", odd, some, measured, pictured, report.title(odd))
+    path = report.write_report(
+        tmp_path / "run", odd, some, measured, pictured, report.title("memory_defense", odd)
+    )
     text = path.read_text()
     assert [len(row) for row in tables(text)[0]] == [len(report.HEADER)] * (2 + len(some))
     assert re.findall(r"^#+ .+", text, re.M) == [
