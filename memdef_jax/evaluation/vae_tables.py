@@ -27,7 +27,7 @@ from memdef_jax.evaluation.published_vae import (
 )
 from memdef_jax.evaluation.records import Record, read_records, select
 from memdef_jax.evaluation.statistics import wilson_interval
-from memdef_jax.evaluation.tables import Compared, Reading
+from memdef_jax.evaluation.tables import Compared, Reading, find_cell
 from memdef_jax.evaluation.threats import WORST
 from memdef_jax.training.run import read_run
 
