@@ -17,6 +17,7 @@ import tyro
 
 from memdef_jax import console
 from memdef_jax.defenses import load_run
+from memdef_jax.defenses.vae_defense import with_batch_statistics
 from memdef_jax.evaluation import SUITES, SweepConfig
 from memdef_jax.evaluation.program import evaluate_run, examination_for, load_dataset
 
@@ -35,6 +36,7 @@ def main(
     batch_size: int = 250,
     examine: bool = True,
     seeds: tuple[int, ...] = (0,),
+    batch_statistics: bool = False,
     dataset: str | None = None,
     data_dir: str | None = None,
     raw_dir: str | None = None,
@@ -59,6 +61,8 @@ def main(
       batch_size: images attacked at once.
       examine: also look for reasons to doubt the numbers, and at detection; takes minutes.
       seeds: one or more, of the attacks' random draws.
+      batch_statistics: of VAE defenses, measure also the published mode, in which the images that
+        are judged together give BatchNorm its statistics.
       dataset: where the data are, for a run on a folder of images.
       data_dir: where prepared datasets live.
       raw_dir: a folder with the dataset's raw files.
@@ -78,6 +82,8 @@ def main(
         seeds=seeds,
     )
     defenses = load_run(run)
+    if batch_statistics:
+        defenses = with_batch_statistics(defenses)
     loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
     console.show(
         evaluate_run(

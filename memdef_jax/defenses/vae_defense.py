@@ -145,3 +145,27 @@ class VAEDefense:
         that the papers attack; and "deployed", the whole pipeline, which is smooth.
         """
         return {"selector": self.undefended, "deployed": self}
+
+
+def with_batch_statistics(defenses: Mapping[str, Any]) -> dict[str, Any]:
+    """The same defenses, and each as Defense-VAE was published: see `VAEDefenseSpec.statistics`.
+
+    Args:
+      defenses: by name.
+
+    Returns:
+      Beside each one of the same name with "_batch_statistics" behind it.
+
+    Raises:
+      InputError: when one has no such statistics.
+    """
+    found = dict(defenses)
+    for name, defense in defenses.items():
+        if not isinstance(defense, VAEDefense):
+            raise InputError(
+                f"defense {name!r} is a {defense.kind}, which has no batch statistics; "
+                "leave them out, or give a run of a VAE defense."
+            )
+        spec = dataclasses.replace(defense.spec, statistics="batch")
+        found[f"{name}_batch_statistics"] = VAEDefense(spec, defense.variables)
+    return found

@@ -10,6 +10,7 @@ import pytest
 from memdef_jax.attacks import FGSM
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import VAEDefense, VAEDefenseSpec, load, save
+from memdef_jax.defenses.vae_defense import with_batch_statistics
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,15 @@ def test_statistics_of_the_batch_make_answers_depend_on_each_other(defense, imag
         defense.variables["vae"], x, method="encode", train=True, mutable=["batch_stats"]
     )
     np.testing.assert_allclose(published.embed(x), mean, atol=1e-5)
+
+
+def test_the_published_mode_stands_beside_the_deployed_one(defense, make_defense):
+    both = with_batch_statistics({"rec": defense})
+    assert list(both) == ["rec", "rec_batch_statistics"]
+    assert both["rec"] is defense
+    assert both["rec_batch_statistics"].spec.statistics == "batch"
+    with pytest.raises(InputError, match="'benign' is a memory_defense, which has no batch stat"):
+        with_batch_statistics({"benign": make_defense()})
 
 
 def test_what_is_saved_is_what_is_loaded(defense, images, tmp_path):

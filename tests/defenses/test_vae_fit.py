@@ -14,7 +14,6 @@ from memdef_jax.defenses import (
     MADVAEConfig,
     Mixture,
     VAEConfig,
-    defense_vae,
     fit,
     load_run,
     mad_vae,
@@ -30,7 +29,7 @@ PARTS = {
     "train_size": 16,
     "save_every": 1,
 }
-TINY = DefenseVAEConfig(**PARTS, end_to_end_epochs=1)
+TINY = DefenseVAEConfig(**PARTS, end_to_end_epochs=1, variants=("vae", "rec", "e2e"))
 
 
 class Interrupted(Exception):
@@ -79,7 +78,7 @@ def test_the_objectives_of_mad_vae_are_the_papers():
 
 def test_the_variants_share_what_the_paper_shares(trained):
     _, found = trained
-    assert list(found) == list(defense_vae.VARIANTS)
+    assert list(found) == ["vae", "rec", "e2e"]
     parts = {name: defense.variables for name, defense in found.items()}
     for variables in parts.values():
         assert same(variables["undefended"], parts["vae"]["undefended"])
@@ -88,7 +87,6 @@ def test_the_variants_share_what_the_paper_shares(trained):
     assert not same(parts["rec"]["classifier"], parts["vae"]["classifier"])
     for part in ("vae", "classifier"):
         assert not same(parts["e2e"][part], parts["rec"][part])
-        assert not same(parts["e2e_scratch"][part], parts["e2e"][part])
 
 
 def test_the_run_is_read_as_it_was_trained(trained, images):
