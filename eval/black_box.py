@@ -18,7 +18,7 @@ from memdef_jax.defenses import load_run
 from memdef_jax.evaluation import black_box
 from memdef_jax.evaluation.crafting import single
 from memdef_jax.evaluation.layout import as_text
-from memdef_jax.evaluation.program import load_dataset
+from memdef_jax.evaluation.program import Where, load_dataset
 from memdef_jax.files import write_atomic
 
 
@@ -29,9 +29,7 @@ def main(
     count: int = 500,
     eps: str = "0.3",
     seed: int = 0,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    raw_dir: str | None = None,
+    where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 - frozen
 ) -> None:
     """Train substitutes on answers, and show what fools them to every defense of a run.
 
@@ -43,9 +41,7 @@ def main(
       count: test images, after the 150 that the attacker begins with; 0 for all that are left.
       eps: FGSM's Linf budget in units of [0, 1] pixels.
       seed: of the substitutes.
-      dataset: where the data are, for a run on a folder of images.
-      data_dir: where prepared datasets live.
-      raw_dir: a folder with the dataset's raw files.
+      where: where its data are.
     """
     config = black_box.BlackBoxConfig(
         substitutes=substitutes,
@@ -55,7 +51,7 @@ def main(
         seed=seed,
     )
     defenses = load_run(run)
-    loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
+    loaded = load_dataset(run, defenses, where)
     found = black_box.measure(defenses, loaded, config, run, console.ConsoleReporter())
     write_atomic(run / "black_box.md", black_box.as_document(found))
     header, lines = black_box.as_table(found)

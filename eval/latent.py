@@ -24,7 +24,7 @@ from memdef_jax.data import subset
 from memdef_jax.defenses import load_run
 from memdef_jax.evaluation import figures, latent
 from memdef_jax.evaluation.crafting import single
-from memdef_jax.evaluation.program import load_dataset
+from memdef_jax.evaluation.program import Where, load_dataset
 from memdef_jax.files import write_atomic
 
 
@@ -36,9 +36,7 @@ def main(
     count: int = 500,
     method: Literal["tsne", "umap"] = "tsne",
     seed: int = 0,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    raw_dir: str | None = None,
+    where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 - frozen
 ) -> None:
     """Show where clean and attacked images lie in the latent space.
 
@@ -50,9 +48,7 @@ def main(
       count: test images; 0 for all.
       method: tsne as in the paper, or umap.
       seed: of the attack and the method.
-      dataset: where the data are, for a run on a folder of images.
-      data_dir: where prepared datasets live.
-      raw_dir: a folder with the dataset's raw files.
+      where: where its data are.
     """
     project = latent.projection(method, seed)
     budget = single(console.budgets(eps))
@@ -61,7 +57,7 @@ def main(
     name = selector or list(defenses)[-1]
     if name not in defenses:
         raise InputError(f"{run} has no defense {name!r}; use one of {', '.join(defenses)}.")
-    loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
+    loaded = load_dataset(run, defenses, where)
     crafted = presets.named(attack, budget, defenses[name].kind)
     latents = latent.collect(defenses[name], subset(loaded.test, count or None), crafted, seed)
     embedded = latent.embed(latents, project)

@@ -18,7 +18,7 @@ from memdef_jax import console
 from memdef_jax.defenses import load_run
 from memdef_jax.evaluation import latent_attack, latent_report
 from memdef_jax.evaluation.layout import as_text
-from memdef_jax.evaluation.program import load_dataset
+from memdef_jax.evaluation.program import Where, load_dataset
 
 
 def main(
@@ -32,9 +32,7 @@ def main(
     group: int | None = None,
     batch_size: int = 50,
     seed: int = 0,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    raw_dir: str | None = None,
+    where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 - frozen
 ) -> None:
     """Search the latent space of a run's variants for images that they get wrong.
 
@@ -49,9 +47,7 @@ def main(
       group: draws evaluated together, a divisor of them, where memory is short.
       batch_size: images attacked at once.
       seed: of the noise.
-      dataset: where the data are, for a run on a folder of images.
-      data_dir: where prepared datasets live.
-      raw_dir: a folder with the dataset's raw files.
+      where: where its data are.
     """
     config = latent_attack.LatentAttackConfig(
         rhos=rhos,
@@ -64,7 +60,7 @@ def main(
         seed=seed,
     )
     defenses = latent_attack.choose(load_run(run), variants)
-    loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
+    loaded = load_dataset(run, defenses, where)
     reporter = console.ConsoleReporter()
     found, path = latent_attack.evaluate(run, defenses, loaded, config, reporter)
     header, lines = latent_report.as_table(found)

@@ -19,7 +19,7 @@ from memdef_jax import console
 from memdef_jax.defenses import load_run
 from memdef_jax.defenses.vae_defense import with_batch_statistics
 from memdef_jax.evaluation import SUITES, SweepConfig
-from memdef_jax.evaluation.program import evaluate_run, examination_for, load_dataset
+from memdef_jax.evaluation.program import Where, evaluate_run, examination_for, load_dataset
 
 
 def main(
@@ -37,9 +37,7 @@ def main(
     examine: bool = True,
     seeds: tuple[int, ...] = (0,),
     batch_statistics: bool = False,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    raw_dir: str | None = None,
+    where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 - frozen
 ) -> None:
     """Measure the robustness of a run's defenses.
 
@@ -63,9 +61,7 @@ def main(
       seeds: one or more, of the attacks' random draws.
       batch_statistics: of VAE defenses, measure also the published mode, in which the images that
         are judged together give BatchNorm its statistics.
-      dataset: where the data are, for a run on a folder of images.
-      data_dir: where prepared datasets live.
-      raw_dir: a folder with the dataset's raw files.
+      where: where its data are.
     """
     chosen = SUITES[suite]
     config = SweepConfig(
@@ -84,7 +80,7 @@ def main(
     defenses = load_run(run)
     if batch_statistics:
         defenses = with_batch_statistics(defenses)
-    loaded = load_dataset(run, defenses, dataset, data_dir, raw_dir)
+    loaded = load_dataset(run, defenses, where)
     console.show(
         evaluate_run(
             run,

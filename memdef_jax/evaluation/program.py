@@ -41,20 +41,28 @@ class Evaluation:
     path: pathlib.Path
 
 
-def load_dataset(
-    folder: pathlib.Path,
-    defenses: Mapping[str, Defense],
-    name: str | None = None,
-    data_dir: str | None = None,
-    raw_dir: str | None = None,
-) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where a run's data are, as users say it.
+
+    Attributes:
+      dataset: for a run on a folder of images, folder:PATH; the run does not keep the path.
+      data_dir: where prepared datasets live.
+      raw_dir: a folder with the dataset's raw files.
+    """
+
+    dataset: str | None = None
+    data_dir: str | None = None
+    raw_dir: str | None = None
+
+
+def load_dataset(folder: pathlib.Path, defenses: Mapping[str, Defense], where: Where) -> Dataset:
     """The dataset a run was trained on.
 
     Args:
       folder: the run's.
       defenses: the run's; images are resized to what they take.
-      name: where it is, for a folder of images whose path the run does not keep.
-      data_dir, raw_dir: as for `data.load`.
+      where: its data are.
 
     Raises:
       InputError: when it cannot be had or is not the one.
@@ -62,7 +70,10 @@ def load_dataset(
     run = read_run(folder)
     height, width, _ = next(iter(defenses.values())).spec.image_shape
     dataset = data.load(
-        name or run["dataset"], data_dir=data_dir, raw_dir=raw_dir, image_size=(height, width)
+        where.dataset or run["dataset"],
+        data_dir=where.data_dir,
+        raw_dir=where.raw_dir,
+        image_size=(height, width),
     )
     if dataset.info.fingerprint != run["fingerprint"]:
         raise InputError(
