@@ -60,7 +60,7 @@ def _quick_defense_vae(train_size: int) -> DefenseVAEConfig:
         classifier=dataclasses.replace(paper.classifier, epochs=-(-60_000 // train_size)),
         mixture=mixture,
         vae=dataclasses.replace(
-            paper.vae, epochs=-(-18_000 // images), batch_size=64, learning_rate=1e-3
+            paper.vae, epochs=-(-18_000 // images), batch_size=32, learning_rate=1e-3
         ),
         variants=("vae", "rec", "e2e"),
         end_to_end_epochs=-(-6000 // images),
@@ -68,7 +68,7 @@ def _quick_defense_vae(train_size: int) -> DefenseVAEConfig:
 
 
 def _quick_mad_vae(train_size: int) -> MADVAEConfig:
-    paper, images = MADVAEConfig(), min(6000, train_size)
+    paper, images = MADVAEConfig(), min(4000, train_size)
     mixture = dataclasses.replace(
         paper.mixture,
         rounds=1,
@@ -78,12 +78,12 @@ def _quick_mad_vae(train_size: int) -> MADVAEConfig:
         cw_search_steps=2,
         cw_initial_const=1.0,
     )
-    epochs = -(-12_000 // images)
+    epochs = -(-8000 // images)
     return dataclasses.replace(
         paper,
         classifier=dataclasses.replace(paper.classifier, epochs=-(-60_000 // train_size)),
         mixture=mixture,
-        vae=dataclasses.replace(paper.vae, epochs=epochs, batch_size=64),
+        vae=dataclasses.replace(paper.vae, epochs=epochs, batch_size=32),
         classification_epochs=epochs,
     )
 
