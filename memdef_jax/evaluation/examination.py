@@ -171,7 +171,7 @@ class _Room:
             deployed=offered.get("deployed", defense),
             surfaces=surfaces,
             same_values=frozenset(surfaces) & DEPLOYED_SURFACES,
-            source=None if benign is None else benign.surfaces(x, y).get("selector"),
+            source=(offered if benign is None else benign.surfaces(x, y)).get("selector"),
             frozen=offered.get("frozen_mask"),
         )
         key = jax.random.key(self.settings.seed)

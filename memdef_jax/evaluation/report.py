@@ -57,12 +57,15 @@ def eps_name(eps: float | None) -> str:
 
 
 def sort_records(found: Sequence[Record]) -> list[Record]:
-    """By selector, budget, attack and threat model, so that readings stand under each other."""
+    """By defense, budget, attack and threat model, so that readings stand under each other.
+
+    Defenses stay in the order in which they come.
+    """
+    order = {name: i for i, name in enumerate(dict.fromkeys(r["selector"] for r in found))}
     return sorted(
         found,
         key=lambda r: (
-            r["selector"] != "benign",
-            r["selector"],
+            order[r["selector"]],
             r["threat"] != "none",
             r["eps"] is None,
             r["eps"] or 0.0,

@@ -84,7 +84,7 @@ def test_a_row_holds_the_numbers_of_one_record(read, summary):
     assert len(rows) == len(summary["records"])
     for row in rows:
         cells = dict(zip([cell[2] for cell in header], [cell[2] for cell in row], strict=True))
-        key = (cells["Selector"], cells["Threat model"].split(" ")[0], cells["Attack"])
+        key = (cells["Defense"], cells["Threat model"].split(" ")[0], cells["Attack"])
         (record,) = [
             r
             for r in summary["records"]
