@@ -22,9 +22,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A compilation cache of these tests' own."""
-    return tmp_path_factory.mktemp("cache")
+def cache():
+    """The compilation cache of this run of the tests, see conftest.py."""
+    return os.environ["MEMDEF_JAX_TESTS_CACHE"]
 
 
 @pytest.fixture

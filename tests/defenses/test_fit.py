@@ -19,6 +19,7 @@ from memdef_jax.defenses import (
     fit,
     load_run,
     memory_training,
+    trainer,
 )
 
 PROGRAM = pathlib.Path(__file__).with_name("fit_run.py")
@@ -175,7 +176,7 @@ def test_a_folder_of_another_configuration_or_dataset_is_refused(digits, tmp_pat
     def stop(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(memory_training._Trainer, "benign_selector", stop)
+    monkeypatch.setattr(memory_training._Training, "benign_selector", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(TINY, digits, tmp_path)
     with pytest.raises(KeyboardInterrupt):  # the same again gets as far
@@ -201,8 +202,8 @@ def test_the_stack_is_trained_under_the_guard_against_empty_slots(digits, tmp_pa
         sentence = stage.guard({"active_rows_min": 0.0, "largest_safe_threshold": 0.05})
         raise Caught(stage.name, sentence)
 
-    monkeypatch.setattr(memory_training._Trainer, "benign_selector", lambda self: {})
-    monkeypatch.setattr(memory_training, "train", catch)
+    monkeypatch.setattr(memory_training._Training, "benign_selector", lambda self: {})
+    monkeypatch.setattr(trainer, "train", catch)
     with pytest.raises(Caught) as caught:
         fit(replaced(stack={"shrink_threshold": 2 / 20}), digits, tmp_path)
     name, sentence = caught.value.args

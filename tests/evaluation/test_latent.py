@@ -120,7 +120,7 @@ def test_clean_and_attacked_images_are_projected_together(latents):
     for vectors, (name, part) in zip(asked, found.items(), strict=True):
         np.testing.assert_array_equal(vectors, latents.vectors[name])
         np.testing.assert_allclose(part["points"], vectors[:, :2], atol=1e-4)
-        assert part["labels"] == latents.labels.tolist()
+        assert part["labels"] == latents.labels[name].tolist()
         assert part["adversarial"] == latents.adversarial.tolist()
 
 

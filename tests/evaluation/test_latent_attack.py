@@ -236,7 +236,7 @@ def test_the_picture_shows_original_start_attacked_and_purified(lines, monkeypat
         drawn.extend(columns)
         return b""
 
-    monkeypatch.setattr(latent_report.pictures, "_draw", draw)
+    monkeypatch.setattr(latent_report.pictures, "draw_grid", draw)
     split = lines.test[np.array([0, 4])]
     attacked = (line_images([-0.1, 0.1]) / 255).astype(np.float32)
     latent_report.found_grid(toy(0.2), along(1.0, 0.35), split, attacked, ("plus", "minus"), "")

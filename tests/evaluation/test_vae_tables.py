@@ -531,7 +531,9 @@ def test_a_variant_that_was_not_trained_is_named(tmp_path):
 
 
 @pytest.fixture
-def program():
+def program(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal breaks cells
+
     return importlib.import_module("eval.paper_tables").main
 
 
