@@ -17,9 +17,9 @@ import tyro
 from memdef_jax import console, data
 from memdef_jax.defenses.selector import Recipe
 from memdef_jax.evaluation import SweepConfig
-from memdef_jax.evaluation.ablation import FACTORS, ablate, as_table
-from memdef_jax.evaluation.layout import as_markdown, as_text
-from memdef_jax.evaluation.stacks import study_config
+from memdef_jax.evaluation.papers.ablation import FACTORS, ablate, as_table
+from memdef_jax.evaluation.papers.stacks import study_config
+from memdef_jax.evaluation.reports.layout import as_markdown, as_text
 from memdef_jax.files import write_atomic
 
 

@@ -15,10 +15,10 @@ import tyro
 
 from memdef_jax import console
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation import black_box
-from memdef_jax.evaluation.crafting import single
-from memdef_jax.evaluation.layout import as_text
+from memdef_jax.evaluation.beyond import black_box
 from memdef_jax.evaluation.program import Where, load_dataset
+from memdef_jax.evaluation.reports.layout import as_text
+from memdef_jax.evaluation.sweeps.crafting import single
 from memdef_jax.files import write_atomic
 
 

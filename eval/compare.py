@@ -7,7 +7,7 @@ import pathlib
 import tyro
 
 from memdef_jax import console
-from memdef_jax.evaluation import compare
+from memdef_jax.evaluation.reports import compare
 from memdef_jax.files import write_atomic
 
 

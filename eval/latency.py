@@ -15,8 +15,8 @@ import tyro
 
 from memdef_jax import console
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation import latency
-from memdef_jax.evaluation.layout import as_text
+from memdef_jax.evaluation.papers import latency
+from memdef_jax.evaluation.reports.layout import as_text
 from memdef_jax.files import write_atomic
 
 

@@ -22,9 +22,10 @@ from memdef_jax.attacks import presets
 from memdef_jax.checks import InputError
 from memdef_jax.data import subset
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation import figures, latent
-from memdef_jax.evaluation.crafting import single
+from memdef_jax.evaluation.papers import latent
 from memdef_jax.evaluation.program import Where, load_dataset
+from memdef_jax.evaluation.reports import figures
+from memdef_jax.evaluation.sweeps.crafting import single
 from memdef_jax.files import write_atomic
 
 

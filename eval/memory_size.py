@@ -16,10 +16,10 @@ import tyro
 
 from memdef_jax import console, data
 from memdef_jax.defenses.selector import Recipe
-from memdef_jax.evaluation import memory_size
-from memdef_jax.evaluation.crafting import single
-from memdef_jax.evaluation.layout import as_text
-from memdef_jax.evaluation.stacks import study_config
+from memdef_jax.evaluation.papers import memory_size
+from memdef_jax.evaluation.papers.stacks import study_config
+from memdef_jax.evaluation.reports.layout import as_text
+from memdef_jax.evaluation.sweeps.crafting import single
 from memdef_jax.files import write_atomic
 
 

@@ -16,9 +16,9 @@ import tyro
 
 from memdef_jax import console
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation import latent_attack, latent_report
-from memdef_jax.evaluation.layout import as_text
+from memdef_jax.evaluation.beyond import latent_attack, latent_report
 from memdef_jax.evaluation.program import Where, load_dataset
+from memdef_jax.evaluation.reports.layout import as_text
 
 
 def main(

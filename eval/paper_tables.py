@@ -19,9 +19,9 @@ import tyro
 
 from memdef_jax import console
 from memdef_jax.checks import InputError
-from memdef_jax.evaluation import table_report, tables, vae_table_report
-from memdef_jax.evaluation.layout import as_text
-from memdef_jax.evaluation.vae_table_report import Sheet
+from memdef_jax.evaluation.papers import table_report, tables, vae_table_report
+from memdef_jax.evaluation.papers.vae_table_report import Sheet
+from memdef_jax.evaluation.reports.layout import as_text
 from memdef_jax.files import write_atomic
 
 

@@ -17,7 +17,7 @@ import tyro
 
 from memdef_jax import console
 from memdef_jax.defenses import load_run
-from memdef_jax.defenses.vae_defense import with_batch_statistics
+from memdef_jax.defenses.vae.vae_defense import with_batch_statistics
 from memdef_jax.evaluation import SUITES, SweepConfig
 from memdef_jax.evaluation.program import Where, evaluate_run, examination_for, load_dataset
 

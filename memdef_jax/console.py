@@ -27,8 +27,8 @@ from rich.progress import (
 from rich.table import Table
 
 from memdef_jax.checks import InputError
-from memdef_jax.evaluation import report
 from memdef_jax.evaluation.program import Evaluation
+from memdef_jax.evaluation.reports import report
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 

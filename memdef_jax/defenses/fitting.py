@@ -8,7 +8,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from memdef_jax.data import Dataset
-from memdef_jax.defenses import defense_vae, mad_vae, memory_training
+from memdef_jax.defenses.memory import memory_training
+from memdef_jax.defenses.vae import defense_vae, mad_vae
 from memdef_jax.training import Reporter
 
 Config = memory_training.MemoryDefenseConfig | defense_vae.DefenseVAEConfig | mad_vae.MADVAEConfig

@@ -7,11 +7,11 @@ from typing import Any
 
 from memdef_jax.checks import InputError
 from memdef_jax.data import Augmentation
-from memdef_jax.defenses.defense_vae import DefenseVAEConfig
-from memdef_jax.defenses.mad_vae import MADVAEConfig
-from memdef_jax.defenses.memory_training import MemoryDefenseConfig
+from memdef_jax.defenses.memory.memory_training import MemoryDefenseConfig
+from memdef_jax.defenses.memory.stack import StackConfig
 from memdef_jax.defenses.selector import SelectorConfig
-from memdef_jax.defenses.stack import StackConfig
+from memdef_jax.defenses.vae.defense_vae import DefenseVAEConfig
+from memdef_jax.defenses.vae.mad_vae import MADVAEConfig
 
 # Presets by the kind of the defense.
 PRESETS = {

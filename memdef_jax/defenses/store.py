@@ -12,8 +12,8 @@ import jax
 
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
-from memdef_jax.defenses.memory_defense import MemoryDefense, MemoryDefenseSpec
-from memdef_jax.defenses.vae_defense import VAEDefense, VAEDefenseSpec
+from memdef_jax.defenses.memory.memory_defense import MemoryDefense, MemoryDefenseSpec
+from memdef_jax.defenses.vae.vae_defense import VAEDefense, VAEDefenseSpec
 from memdef_jax.files import check_writable, write_atomic
 from memdef_jax.training.checkpoints import read_tree, write_tree
 from memdef_jax.training.run import read_run

@@ -1,12 +1,12 @@
 """Threat models, robustness sweeps, diagnostics and report."""
 
-from memdef_jax.evaluation.config import SUITES, SweepConfig
-from memdef_jax.evaluation.diagnostics import template_diagnostics
-from memdef_jax.evaluation.examination import Examination
-from memdef_jax.evaluation.records import read_records
-from memdef_jax.evaluation.robustness import sweep
+from memdef_jax.evaluation.scrutiny.diagnostics import template_diagnostics
+from memdef_jax.evaluation.scrutiny.examination import Examination
 from memdef_jax.evaluation.statistics import wilson_interval
-from memdef_jax.evaluation.threats import THREATS, WORST
+from memdef_jax.evaluation.sweeps.config import SUITES, SweepConfig
+from memdef_jax.evaluation.sweeps.records import read_records
+from memdef_jax.evaluation.sweeps.robustness import sweep
+from memdef_jax.evaluation.sweeps.threats import THREATS, WORST
 
 __all__ = [
     "SUITES",

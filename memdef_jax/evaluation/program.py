@@ -12,13 +12,13 @@ from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses import Defense, MemoryDefense
-from memdef_jax.evaluation import illustrate, page, report
-from memdef_jax.evaluation.config import SweepConfig
-from memdef_jax.evaluation.diagnostics import template_diagnostics
-from memdef_jax.evaluation.examination import Examination, examine
-from memdef_jax.evaluation.records import Record
-from memdef_jax.evaluation.robustness import joined, sweep
-from memdef_jax.evaluation.summary import summarise
+from memdef_jax.evaluation.reports import illustrate, page, report
+from memdef_jax.evaluation.reports.summary import summarise
+from memdef_jax.evaluation.scrutiny.diagnostics import template_diagnostics
+from memdef_jax.evaluation.scrutiny.examination import Examination, examine
+from memdef_jax.evaluation.sweeps.config import SweepConfig
+from memdef_jax.evaluation.sweeps.records import Record
+from memdef_jax.evaluation.sweeps.robustness import joined, sweep
 from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter
 from memdef_jax.training.run import read_run

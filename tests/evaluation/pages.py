@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from memdef_jax.evaluation import THREATS, WORST, figures, wilson_interval
-from memdef_jax.evaluation.page import Picture
+from memdef_jax.evaluation import THREATS, WORST, wilson_interval
+from memdef_jax.evaluation.reports import figures
+from memdef_jax.evaluation.reports.page import Picture
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress"]
 

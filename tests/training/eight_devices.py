@@ -13,8 +13,8 @@ import optax
 
 from memdef_jax import data
 from memdef_jax.defenses import MemoryDefenseSpec, SelectorConfig, StackConfig
+from memdef_jax.defenses.memory.stack import stack_loss
 from memdef_jax.defenses.selector import selector_loss
-from memdef_jax.defenses.stack import stack_loss
 from memdef_jax.nn import classifier
 from memdef_jax.training import AXIS, TrainState, make_mesh, make_step, put_batch, replicate, shard
 

@@ -1,0 +1,1 @@
+"""Memory Defense: pipeline and surfaces, the stack's objective, training."""

@@ -1,0 +1,225 @@
+"""Training of a whole Memory Defense: classifier-A, its adversarial examples, then the stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from memdef_jax import data
+from memdef_jax.checks import InputError
+from memdef_jax.data import Dataset
+from memdef_jax.defenses import store
+from memdef_jax.defenses.examples import adversarial_examples
+from memdef_jax.defenses.memory.memory_defense import MemoryDefense, MemoryDefenseSpec
+from memdef_jax.defenses.memory.stack import StackConfig, empty_slot, stack_loss
+from memdef_jax.defenses.selector import (
+    SelectorConfig,
+    adam,
+    check_places,
+    mixed_batches,
+    selector_loss,
+)
+from memdef_jax.defenses.store import run_description
+from memdef_jax.defenses.trainer import Trainer
+from memdef_jax.nn import Bound, classifier
+from memdef_jax.training import AXIS, Reporter, Silent, check_batch, make_mesh
+from memdef_jax.training.run import open_run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryDefenseConfig:
+    """A whole Memory Defense.
+
+    Attributes:
+      selector: classifier-A.
+      stack: encoder, memory, decoder and classifier-B.
+      seed: of everything random.
+      train_size: use only so many training images, see `data.subset`; None for all.
+      save_every: steps between checkpoints.
+    """
+
+    selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
+    seed: int = 0
+    train_size: int | None = None
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative; use 0 or more.")
+        if self.save_every < 1:
+            raise InputError(f"save_every {self.save_every} is below 1; use 1 or more.")
+
+    def spec(self, image_shape: tuple[int, int, int], classes: int) -> MemoryDefenseSpec:
+        """The networks for a dataset.
+
+        Raises:
+          InputError: when they do not fit it.
+        """
+        return MemoryDefenseSpec(
+            image_shape=image_shape,
+            classes=classes,
+            selector=self.selector.architecture,
+            memory_rows=self.stack.memory_rows,
+            shrink_threshold=self.stack.shrink_threshold,
+            shrink_order=self.stack.shrink_order,
+            softmax_scale=self.stack.softmax_scale,
+        )
+
+
+def fit(
+    config: MemoryDefenseConfig,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    mesh: Mesh | None = None,
+    backend: str = "shard_map",
+    reporter: Reporter | None = None,
+) -> dict[str, MemoryDefense]:
+    """Train, or go on training, and save the defenses under `folder/defenses/<selector>`.
+
+    The stack does not depend on the selector (it is masked by the true labels), so one training
+    gives two defenses: one with the benign classifier-A, one with the adversarially trained.
+
+    Args:
+      config: what to train.
+      dataset: only its training split is used.
+      folder: the run's folder.
+      mesh: devices, all of them by default.
+      backend: "shard_map" or "pmap".
+      reporter: told of progress.
+
+    Returns:
+      Defenses by their selector: "benign", and "offline" or "in_loop" where that is the recipe.
+
+    Raises:
+      InputError: before any work, when something does not fit; `TrainingDiverged` later.
+    """
+    mesh = mesh or make_mesh()
+    reporter = reporter or Silent()
+    spec = config.spec(dataset.info.image_shape, len(dataset.info.class_names))
+    split = data.subset(dataset.train, config.train_size)
+    for size in {config.selector.batch_size, config.stack.batch_size}:
+        check_batch(size, mesh)
+        data.steps_per_epoch(len(split), size)
+    if config.selector.recipe == "in_loop":
+        check_places(config.selector.batch_size, config.selector.clean_share, mesh.devices.size)
+    names = tuple(dict.fromkeys(("benign", config.selector.recipe)))
+    describe = run_description("memory_defense", dataset, config, names)
+    open_run(folder, describe, _space_needed(config, spec, split))
+    trainer = Trainer(split, folder, config.seed, config.save_every, mesh, backend, reporter)
+    training = _Training(config, spec, trainer)
+    selectors = {"benign": training.benign_selector()}
+    if config.selector.recipe == "offline":
+        selectors["offline"] = training.offline_selector(selectors["benign"])
+    elif config.selector.recipe == "in_loop":
+        selectors["in_loop"] = training.in_loop_selector()
+    stack = training.stack()
+    defenses = {}
+    for name, variables in selectors.items():
+        host = jax.device_get({"selector": variables, "stack": stack})
+        defenses[name] = MemoryDefense(spec, host)
+        store.save(defenses[name], folder / "defenses" / name)
+    return defenses
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    config: MemoryDefenseConfig
+    spec: MemoryDefenseSpec
+    trainer: Trainer
+
+    def _selector(
+        self, name: str, purpose: int, epochs: int, in_loop: bool = False
+    ) -> dict[str, Any]:
+        settings = self.config.selector
+        module = classifier(settings.architecture, self.spec.classes, AXIS)
+        steps = epochs * data.steps_per_epoch(len(self.trainer.split), settings.batch_size)
+        return self.trainer.run(
+            name,
+            purpose,
+            selector_loss(module, settings, in_loop),
+            self.spec.init_selector(self.trainer.key(purpose + 100)),
+            adam(settings.learning_rate, steps, settings.weight_decay),
+            self.trainer.benign_batches(settings.batch_size, purpose),
+            steps,
+            settings.batch_size,
+        )
+
+    def benign_selector(self) -> dict[str, Any]:
+        return self._selector("selector_benign", 1, self.config.selector.benign_epochs)
+
+    def in_loop_selector(self) -> dict[str, Any]:
+        return self._selector("selector_in_loop", 2, self.config.selector.epochs, in_loop=True)
+
+    def offline_selector(self, benign: dict[str, Any]) -> dict[str, Any]:
+        settings, trainer = self.config.selector, self.trainer
+        module = classifier(settings.architecture, self.spec.classes)
+        images, success = adversarial_examples(
+            lambda index: settings.attack,
+            Bound(module, jax.device_get(benign)),
+            trainer.split,
+            trainer.key(3),
+            trainer.folder / "examples",
+            trainer.reporter,
+        )
+        labels = trainer.split.labels
+        if settings.successful_only:
+            images, labels = images[success], labels[success]
+        half = settings.batch_size // 2
+        if len(images) < half:
+            raise InputError(
+                f"batch size {settings.batch_size} cannot be half adversarial with "
+                f"{len(images)} examples that fool the benign classifier; "
+                "use a smaller one, a larger eps, or successful_only=False."
+            )
+        seed = trainer.seed * 10
+
+        def adversarial(step: int) -> tuple[np.ndarray, np.ndarray]:
+            index = data.batch_indices(len(images), step, half, seed + 4)
+            return images[index], labels[index]
+
+        def benign_half(step: int) -> tuple[np.ndarray, np.ndarray]:
+            return data.train_batch(trainer.split, step, half, seed + 5)
+
+        trained = classifier(settings.architecture, self.spec.classes, AXIS)
+        fresh = self.spec.init_selector(trainer.key(103))
+        steps = settings.epochs * data.steps_per_epoch(len(trainer.split), half)
+        return trainer.run(
+            "selector_offline",
+            5,
+            selector_loss(trained, settings, in_loop=False),
+            jax.device_get(benign) if settings.warm_start else fresh,
+            adam(settings.learning_rate, steps, settings.weight_decay),
+            mixed_batches(benign_half, adversarial),
+            steps,
+            settings.batch_size,
+        )
+
+    def stack(self) -> dict[str, Any]:
+        settings = self.config.stack
+        steps = settings.epochs * data.steps_per_epoch(len(self.trainer.split), settings.batch_size)
+        return self.trainer.run(
+            "stack",
+            6,
+            stack_loss(self.spec, settings),
+            self.spec.init_stack(self.trainer.key(106)),
+            adam(settings.learning_rate, steps, settings.weight_decay, settings.cosine),
+            self.trainer.benign_batches(settings.batch_size, 6),
+            steps,
+            settings.batch_size,
+            empty_slot(self.spec.shrink_threshold),
+        )
+
+
+def _space_needed(config: MemoryDefenseConfig, spec: MemoryDefenseSpec, split: data.Split) -> int:
+    """A generous guess in bytes: checkpoints, defenses, and stored examples."""
+    selector = jax.tree.leaves(jax.eval_shape(spec.init_selector, jax.random.key(0)))
+    checkpoints = 12 * sum(leaf.size * leaf.dtype.itemsize for leaf in selector) + 2.2e8
+    examples = 4 * split.images.size if config.selector.recipe == "offline" else 0
+    return int(checkpoints + examples)

@@ -1,0 +1,1 @@
+"""Defense-VAE and MAD-VAE: pipeline, pairs, objectives, training."""

@@ -1,0 +1,157 @@
+"""The stages in which Defense-VAE and MAD-VAE are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from memdef_jax import data
+from memdef_jax.attacks.attack import check_number
+from memdef_jax.checks import InputError
+from memdef_jax.defenses.selector import SelectorConfig, selector_loss
+from memdef_jax.defenses.trainer import Trainer
+from memdef_jax.defenses.vae.pairs import Mixture, paired_batches, stored_pairs
+from memdef_jax.defenses.vae.vae_defense import VAEDefenseSpec
+from memdef_jax.defenses.vae.vae_losses import Terms, VAEConfig, vae_loss
+from memdef_jax.nn import Bound
+from memdef_jax.training import AXIS
+
+Batches = Callable[[int], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The classifier that is defended, trained on plain images.
+
+    Attributes:
+      architecture: one of `nn.CLASSIFIERS`; "a" to "e" are Defense-GAN's.
+      epochs: over the training split.
+      batch_size: global.
+      learning_rate: of Adam, constant.
+    """
+
+    architecture: str = "a"
+    epochs: int = 10
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
+        check_number("learning_rate", self.learning_rate, above_zero=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """The stages of both defenses.
+
+    Attributes:
+      spec: the networks.
+      trainer: of the run.
+      classifier: how the defended classifier is trained.
+      vae: how purifiers are.
+      mixture: what they learn from.
+    """
+
+    spec: VAEDefenseSpec
+    trainer: Trainer
+    classifier: ClassifierConfig
+    vae: VAEConfig
+    mixture: Mixture
+
+    def undefended(self) -> dict[str, Any]:
+        """The classifier on plain images; variables on the host."""
+        config, trainer = self.classifier, self.trainer
+        steps = config.epochs * data.steps_per_epoch(len(trainer.split), config.batch_size)
+        return jax.device_get(
+            trainer.run(
+                "classifier",
+                1,
+                selector_loss(self.spec.reader(AXIS), SelectorConfig(), in_loop=False),
+                self.spec.init_classifier(trainer.key(101)),
+                optax.adam(config.learning_rate),
+                trainer.benign_batches(config.batch_size, 1),
+                steps,
+                config.batch_size,
+            )
+        )
+
+    def batches(self, undefended: Any) -> tuple[Batches, int]:
+        """Batches of pairs against the classifier by global step, and steps an epoch."""
+        trainer, size = self.trainer, self.vae.batch_size
+        if self.mixture.streamed:
+            return trainer.benign_batches(size, 3), data.steps_per_epoch(len(trainer.split), size)
+        split = data.subset(trainer.split, self.mixture.images)
+        made = stored_pairs(
+            self.mixture,
+            Bound(self.spec.reader(), undefended),
+            split,
+            trainer.key(2),
+            trainer.folder / "examples",
+            trainer.reporter,
+        )
+        steps = data.steps_per_epoch(len(made) * len(split), size)
+        return paired_batches(made, split, size, trainer.seed * 10 + 3), steps
+
+    def purifier(
+        self,
+        name: str,
+        purpose: int,
+        terms: Terms,
+        undefended: Any,
+        pairs: tuple[Batches, int],
+        start: Mapping[str, Any] | None = None,
+        centres_rate: float = 0.5,
+        epochs: int | None = None,
+    ) -> dict[str, Any]:
+        """Train a purifier, and what its terms train with it.
+
+        Args:
+          name: of the stage.
+          purpose: of its random numbers.
+          terms: of its objective.
+          undefended: variables of the defended classifier.
+          pairs: of `batches`.
+          start: initial variables by part ("vae", "classifier"); fresh ones where there are none.
+          centres_rate: of the centres' gradient descent, a tenth of it in every further epoch.
+          epochs: the configuration's for None.
+
+        Returns:
+          Variables by part, on the host.
+        """
+        trainer, config = self.trainer, self.vae
+        batch, per_epoch = pairs
+        parts = {"vae": self.spec.init_vae(trainer.key(purpose + 100))}
+        if terms.trained:
+            parts["classifier"] = self.spec.init_classifier(trainer.key(purpose + 200))
+        parts |= start or {}
+        variables = {
+            kind: {part: v.get(kind, {}) for part, v in parts.items()}
+            for kind in ("params", "batch_stats")
+        }
+        adam = config.optimizer(per_epoch)
+        if terms.proximity or terms.distance:
+            shape = (self.spec.classes, self.spec.latent_size)
+            variables["params"]["centres"] = jax.random.normal(trainer.key(purpose + 300), shape)
+            rate = optax.exponential_decay(centres_rate, per_epoch, 0.1, staircase=True)
+            labels = dict.fromkeys(parts, "adam") | {"centres": "sgd"}
+            adam = optax.multi_transform({"adam": adam, "sgd": optax.sgd(rate)}, labels)
+        found = trainer.run(
+            name,
+            purpose,
+            vae_loss(self.spec, config, terms, self.mixture, undefended),
+            variables,
+            adam,
+            batch,
+            (epochs or config.epochs) * per_epoch,
+            config.batch_size,
+        )
+        host = jax.device_get(found)
+        return {
+            part: {kind: host[kind][part] for kind in ("params", "batch_stats")} for part in parts
+        }

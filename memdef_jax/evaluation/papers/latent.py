@@ -1,0 +1,174 @@
+"""Where clean and attacked images lie in a defense's spaces.
+
+Figure 3 of Memory Defense (the bottleneck with and without the memory), and Figures 1 to 4 of
+MAD-VAE (images, latent vectors, purified images).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from memdef_jax.attacks import Attack
+from memdef_jax.checks import InputError
+from memdef_jax.data import Split, eval_batches, to_float
+from memdef_jax.defenses import MemoryDefense, VAEDefense
+from memdef_jax.evaluation.sweeps.crafting import BATCH, craft
+
+METHODS = ("tsne", "umap")
+_LEAST = 6  # points that t-SNE can say anything about
+_PERPLEXITY = 30.0
+# What is embedded: of a Memory Defense the first two, of a VAE defense the others.
+SPACES = {
+    "without": "bottleneck without memory: the encoder's output",
+    "with": "bottleneck with memory: as read out",
+    "image": "images",
+    "latent": "latent vectors",
+    "output": "purified images, by the class named",
+}
+
+Projection = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Vectors of clean images, then of the same images attacked; N in all.
+
+    Attributes:
+      vectors: by space, of `SPACES`, [N, D].
+      labels: by space, int32 [N]: the true class, of "output" the class that the pipeline names.
+      adversarial: bool [N].
+    """
+
+    vectors: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+    adversarial: np.ndarray
+
+
+@jax.jit
+def bottleneck(defense: MemoryDefense, x: jax.Array) -> dict[str, jax.Array]:
+    """Latent vectors of images [B, H, W, C] in a Memory Defense.
+
+    Returns:
+      "without": the encoder's output z (Equation 7); "with": what the memory gives back for
+      classifier-A's slot (Equation 11); both [B, D].
+    """
+
+    def both(module: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = module.encode(x)
+        return z, module.recall(module.mask(module.address(z), labels))
+
+    stack = defense.variables["stack"]
+    variables = {kind: stack[kind]["autoencoder"] for kind in ("params", "batch_stats")}
+    module, slot = defense.spec.autoencoder(), defense.select(x)
+    without, recalled = module.apply(variables, x, slot, method=both)
+    return {"without": without, "with": recalled}
+
+
+@jax.jit
+def purification(defense: VAEDefense, x: jax.Array) -> dict[str, jax.Array]:
+    """Images [B, H, W, C], the means of their latent vectors, and what is decoded, each [B, D]."""
+    z = defense.embed(x)
+    flat = [part.reshape(len(x), -1) for part in (x, z, defense.decode(z))]
+    return dict(zip(("image", "latent", "output"), flat))
+
+
+def has_space(defense: Any) -> bool:
+    """Whether a defense has a latent space to look at."""
+    if isinstance(defense, MemoryDefense):
+        return bool(defense.spec.memory_rows)
+    return isinstance(defense, VAEDefense)
+
+
+def collect(defense: Any, split: Split, attack: Attack, seed: int = 0) -> Latents:
+    """Vectors of a split's images, and of the same attacked through the undefended classifier.
+
+    Raises:
+      InputError: when the defense has no latent space.
+    """
+    if not has_space(defense):
+        raise InputError(
+            f"this {defense.kind} has no latent space (a Memory Defense with memory_rows 0 has "
+            "none either); give a run with a memory or a VAE."
+        )
+    look = bottleneck if isinstance(defense, MemoryDefense) else purification
+    clean = to_float(split.images)
+    attacked = craft(attack, lambda x, y: defense.surfaces(x, y)["selector"], split, seed)
+    images = np.concatenate([clean, attacked])
+    labels = np.concatenate([split.labels, split.labels])
+    parts = []
+    for batch in eval_batches((images, labels), min(BATCH, len(images))):
+        x = jnp.asarray(batch.images)
+        found = {**look(defense, x), "answer": _answers(defense, x)}
+        parts.append({name: np.asarray(values)[batch.valid] for name, values in found.items()})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    answer = joined["answer"].astype(np.int32)
+    vectors = {name: joined[name] for name in SPACES if name in joined}
+    shown = {name: answer if name == "output" else labels for name in vectors}
+    return Latents(vectors, shown, np.arange(len(images)) >= len(split))
+
+
+_answers = jax.jit(lambda defense, x: jnp.argmax(defense(x), axis=-1))
+
+
+def projection(method: str, seed: int = 0) -> Projection:
+    """A map from vectors [N, D] to the plane [N, 2]; the same seed gives the same map.
+
+    Args:
+      method: "tsne" (van der Maaten and Hinton 2008, as in the paper) with perplexity 30, less for
+        fewer than 91 points; or "umap" (McInnes et al. 2018) where umap-learn is installed.
+      seed: of its random numbers.
+
+    Raises:
+      InputError: for another method, or without the package it needs.
+    """
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}.")
+    if method == "tsne":
+        return lambda vectors: _tsne(vectors, seed)
+    if importlib.util.find_spec("umap") is None:
+        raise InputError(
+            "method 'umap' needs the package umap-learn, which is not installed; "
+            "install it, or use method 'tsne'."
+        )
+    umap: Any = importlib.import_module("umap")
+    return lambda vectors: np.asarray(umap.UMAP(random_state=seed).fit_transform(vectors))
+
+
+def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+    if len(vectors) < _LEAST:
+        raise InputError(
+            f"{len(vectors)} points are too few for t-SNE; give {_LEAST} or more, that is "
+            f"{_LEAST // 2} images and their attacked copies."
+        )
+    perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
+    model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    with threadpool_limits(1):  # its threads wait busily: on a busy machine ten times slower
+        return model.fit_transform(vectors.astype(np.float64))
+
+
+def embed(latents: Latents, project: Projection) -> dict[str, dict[str, Any]]:
+    """Points in the plane, JSON-able: a dictionary a space.
+
+    Clean and attacked images are projected together, so that their places can be compared.
+
+    Returns:
+      "points" [N, 2], "labels" [N] and "adversarial" [N] of each.
+    """
+    return {
+        name: {
+            "points": np.asarray(project(vectors), np.float64).round(4).tolist(),
+            "labels": latents.labels[name].tolist(),
+            "adversarial": latents.adversarial.tolist(),
+        }
+        for name, vectors in latents.vectors.items()
+    }

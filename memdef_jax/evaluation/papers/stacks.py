@@ -1,0 +1,196 @@
+"""Stacks that differ in their settings alone, over shared classifiers-A.
+
+The stack is trained without classifier-A, so any number of them can share one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from memdef_jax import data
+from memdef_jax.checks import InputError
+from memdef_jax.data import Dataset
+from memdef_jax.defenses import (
+    MemoryDefense,
+    MemoryDefenseConfig,
+    PlainDefense,
+    SelectorConfig,
+    StackConfig,
+    fit,
+    preset,
+)
+from memdef_jax.defenses.selector import Recipe, adam, selector_loss
+from memdef_jax.evaluation.papers.tables import TARGET
+from memdef_jax.files import cannot_write
+from memdef_jax.nn import Bound, ClassifierB
+from memdef_jax.training import (
+    Reporter,
+    Stage,
+    TrainingDiverged,
+    TrainState,
+    make_mesh,
+    make_step,
+    shard,
+    train,
+)
+from memdef_jax.training.run import open_run, read_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One of several stacks over the same classifiers-A.
+
+    Attributes:
+      name: of its folder.
+      folder: its run's.
+      config: what it was trained with.
+      defenses: by selector; empty if the training had to stop.
+      stopped: why it had to.
+    """
+
+    name: str
+    folder: pathlib.Path
+    config: MemoryDefenseConfig
+    defenses: Mapping[str, MemoryDefense]
+    stopped: str | None = None
+
+    @property
+    def deployed(self) -> MemoryDefense:
+        """The defense with the selector of the configured recipe."""
+        return self.defenses[self.config.selector.recipe]
+
+
+def study_config(
+    dataset: Dataset, recipe: Recipe, train_size: int | None = None, epochs: int | None = None
+) -> MemoryDefenseConfig:
+    """The quick preset for a part of the training images.
+
+    Args:
+      dataset: what is trained on.
+      recipe: of the shared classifier-A.
+      train_size: first training images, all for None; the preset adds epochs where they are few.
+      epochs: of every training, the preset's for None.
+
+    Raises:
+      InputError: when the images have no architecture, or an argument is out of range.
+    """
+    size = len(dataset.train) if train_size is None else train_size
+    if size < 1:
+        raise InputError(f"train_size {size} is below 1; use 1 or more.")
+    config = preset("quick", dataset.info.image_shape, size)
+    selector, stack = dataclasses.replace(config.selector, recipe=recipe), config.stack
+    if epochs is not None:
+        selector = dataclasses.replace(selector, benign_epochs=epochs, epochs=epochs)
+        stack = dataclasses.replace(stack, epochs=epochs)
+    return dataclasses.replace(config, selector=selector, stack=stack, train_size=train_size)
+
+
+def fit_variants(
+    config: MemoryDefenseConfig,
+    stacks: Mapping[str, StackConfig],
+    dataset: Dataset,
+    folder: pathlib.Path,
+    reporter: Reporter | None = None,
+) -> Iterator[Variant]:
+    """Train stacks over shared classifiers-A, each in a run's folder of its own, or go on.
+
+    The first is trained whole; the others begin with its classifiers-A. Each folder ends as `fit`
+    alone would have left it, so every program takes it.
+
+    Args:
+      config: of all but the stack.
+      stacks: by the name of the variant.
+      dataset: its training split.
+      folder: of the variants' folders.
+      reporter: told of progress.
+
+    Yields:
+      Each as it is trained; a training that diverges or loses its memory rows is told as such.
+
+    Raises:
+      InputError: before any work, when a configuration does not fit the dataset.
+    """
+    shape, classes = dataset.info.image_shape, len(dataset.info.class_names)
+    configs = {n: dataclasses.replace(config, stack=stack) for n, stack in stacks.items()}
+    for own in configs.values():
+        own.spec(shape, classes)
+    first: pathlib.Path | None = None
+    for name, own in configs.items():
+        if first is not None:
+            _begin_with_selectors(first, folder / name, own)
+        first = first or folder / name
+        try:
+            trained = fit(own, dataset, folder / name, reporter=reporter)
+        except TrainingDiverged as stopped:
+            yield Variant(name, folder / name, own, {}, str(stopped))
+        else:
+            yield Variant(name, folder / name, own, trained)
+
+
+def _begin_with_selectors(
+    trained: pathlib.Path, folder: pathlib.Path, config: MemoryDefenseConfig
+) -> None:
+    """Begin a run that differs from a trained one in its stack, with what that one has of A."""
+    open_run(folder, {**read_run(trained), "config": dataclasses.asdict(config)})
+    parts = [p for p in trained.iterdir() if p.name.startswith("selector_")]
+    for part in [*parts, trained / "examples"]:
+        target, copy = folder / part.name, folder / f".copying-{part.name}"
+        if target.exists() or not part.exists():
+            continue
+        try:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(part, copy, ignore=shutil.ignore_patterns("tensorboard"))
+            copy.rename(target)
+        except OSError as error:
+            raise cannot_write(target, error) from error
+
+
+def fit_target(
+    config: MemoryDefenseConfig,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    reporter: Reporter | None = None,
+) -> PlainDefense:
+    """Train classifier-B on plain images, or go on: the target classifier alone of Table 5.
+
+    With the stack's epochs, rate, batches and augmentation, without dropout and noise.
+
+    Raises:
+      InputError: when something does not fit.
+    """
+    shape, settings = dataset.info.image_shape, config.stack
+    module, split = (
+        ClassifierB(len(dataset.info.class_names), dropout_rate=0.0),
+        data.subset(dataset.train, config.train_size),
+    )
+    info = {"dataset": dataset.info.name, "fingerprint": dataset.info.fingerprint}
+    open_run(folder, {"kind": TARGET, **info, "config": dataclasses.asdict(config)})
+    steps = settings.epochs * data.steps_per_epoch(len(split), settings.batch_size)
+    optimizer = adam(settings.learning_rate, steps, settings.weight_decay, settings.cosine)
+    loss = selector_loss(module, SelectorConfig(augmentation=settings.augmentation), in_loop=False)
+    mesh = make_mesh()
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        image, label = data.train_batch(split, step, settings.batch_size, config.seed)
+        return {"image": image, "label": label}
+
+    stage = Stage(
+        name=TARGET,
+        step=shard(make_step(loss, optimizer), mesh),
+        batch=batch,
+        total_steps=steps,
+        batch_size=settings.batch_size,
+        save_every=config.save_every,
+    )
+    keys = jax.random.split(jax.random.key(config.seed))
+    params = jax.jit(module.init)(keys[0], np.zeros((1, *shape), np.float32))["params"]
+    state = TrainState.create({"params": params, "batch_stats": {}}, optimizer)
+    state = train(stage, state, keys[1], folder / "stage", mesh, reporter)
+    bound = Bound(module, jax.device_get({"params": state.variables["params"]}))
+    return PlainDefense.of(bound, shape, undefended=bound)

@@ -1,0 +1,261 @@
+"""The comparison of `vae_tables` as tables and sentences, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from memdef_jax.evaluation.papers import table_report
+from memdef_jax.evaluation.papers.published_vae import CLEAN, SECONDS, TABLES, UNDEFENDED, USUAL
+from memdef_jax.evaluation.papers.tables import TOLERANCE
+from memdef_jax.evaluation.papers.vae_tables import (
+    BLACK_BOX,
+    LATENT,
+    NAMES,
+    WHITE_BOX,
+    Averaged,
+    Source,
+    VAECompared,
+    average,
+    compare,
+    read_sources,
+    row_of,
+)
+from memdef_jax.evaluation.reports.layout import as_markdown
+
+WORDS = ("row", "attack", "system", "method", "reproduced by")
+_TIMES = 4  # the table of run times, of Defense-VAE
+_ABOUT = {
+    WHITE_BOX: "Under `grey_box` the attack is crafted on the undefended classifier, as in the "
+    "paper; under `adaptive` on the whole pipeline too; `worst_case` takes for each image what "
+    "hurts it most.",
+    BLACK_BOX: "In the tables with substitutes the substitute learned from the answers of the "
+    "undefended classifier, as in the paper, or from those of the deployed pipeline.",
+    LATENT: "Under the Overpowered attack `accuracy` is over all noise levels together, and "
+    "`original_accuracy` the share of images that are right at every one of them.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A table as text: what stands above it, its columns and its lines."""
+
+    heading: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that is shown of a comparison.
+
+    Attributes:
+      sheets: its tables.
+      said: sentences below them.
+      document: both in Markdown.
+      numbers: all of it, JSON-able and with every digit.
+    """
+
+    sheets: Sequence[Sheet]
+    said: list[str]
+    document: str
+    numbers: dict[str, Any]
+
+
+def report(folder: pathlib.Path, paper: str, tables: Sequence[int] | None = None) -> Report:
+    """Compare the runs in a folder with the tables of a paper, by default with all of them.
+
+    Raises:
+      InputError: for a table that is not here, or as `vae_tables.read_sources`.
+    """
+    wanted = TABLES[paper] if tables is None else tables
+    sources = read_sources(folder, paper)
+    compared = compare(paper, sources, wanted)
+    shown = sheets(paper, compared, wanted)
+    said = notes(folder, paper, sources, compared, wanted)
+    return Report(
+        shown, said, as_document(paper, shown, said), as_json(paper, compared, said, wanted)
+    )
+
+
+def sheets(paper: str, compared: Sequence[VAECompared], tables: Sequence[int]) -> list[Sheet]:
+    """A paper's tables with ours; averages below, and Table 4 of Defense-VAE as it is printed."""
+    found = []
+    averaged = average(paper, compared)
+    places = dict.fromkeys((c.printed.table, c.printed.dataset) for c in compared)
+    for place in places:
+        cells = [c for c in compared if (c.printed.table, c.printed.dataset) == place]
+        below = [a for a in averaged if (a.printed.table, a.printed.dataset) == place]
+        readings = next(c.columns for c in cells if c.printed.attack != CLEAN)
+        header = ("row", "attack", "system", "paper %", *readings, "n", "95%", "reproduced by")
+        rows = [*map(_line, cells), *map(_average_line, below)]
+        found.append(Sheet(f"Table {place[0]}, {place[1]}", header, rows))
+    if paper == "defense_vae" and _TIMES in tables:
+        rows = [[name, f"{seconds:.2f}"] for name, seconds in SECONDS.items()]
+        sheet = Sheet(f"Table {_TIMES}, run time", ("method", "seconds for 1000 images"), rows)
+        found.insert(sum(table < _TIMES for table, _ in places), sheet)
+    return found
+
+
+def _line(cell: VAECompared) -> list[str]:
+    p, first = cell.printed, cell.readings.get(cell.columns[0])
+    shown = [
+        _beside(cell.readings[name].percent, cell.differences[name])
+        if name in cell.readings
+        else ""
+        for name in cell.columns
+    ]
+    interval = ""
+    if first is not None and first.interval is not None:
+        interval = "{:.1f}-{:.1f}".format(*first.interval)
+    n = "" if first is None else str(first.n)
+    return [p.row, p.attack, p.column, f"{p.percent:.2f}", *shown, n, interval, cell.verdict]
+
+
+def _average_line(averaged: Averaged) -> list[str]:
+    p, shown = averaged.printed, []
+    for name in averaged.columns:
+        if name not in averaged.means:
+            shown.append("")
+            continue
+        mean, points, cells = averaged.means[name]
+        shown.append(f"{_beside(mean, points)} over {cells} of {averaged.cells}")
+    return ["Average", "", p.column, f"{p.percent:.2f}", *shown, "", "", ""]
+
+
+def _beside(percent: float, points: float) -> str:
+    return f"{percent:.1f} ({points:+.1f})"
+
+
+def notes(
+    folder: pathlib.Path,
+    paper: str,
+    sources: Sequence[Source],
+    compared: Sequence[VAECompared],
+    tables: Sequence[int],
+) -> list[str]:
+    """Sentences: what comes close to the paper, and with which commands blanks are measured."""
+    said = _close(compared)
+    if paper == "defense_vae" and _TIMES in tables:
+        said.append(f"Ours for Table {_TIMES}: `python -m benchmarks.purify`.")
+    said += [remark for source in sources for remark in source.remarks]
+    measured = {source.row: source for source in sources}
+    ours = [c for c in compared if c.printed.system is not None]
+    commands = []
+    for row in dict.fromkeys(row_of(c.printed) for c in ours):
+        source = measured.get(row)
+        blank = [
+            c for c in ours if row_of(c.printed) == row and not set(c.expected) <= set(c.readings)
+        ]
+        if source is not None:
+            absent = _untrained(source, blank)
+            if absent:
+                said.append(
+                    f"{source.folder} has no variant {', '.join(absent)}; its numbers need a run "
+                    "in another folder with more --config.variants."
+                )
+            blank = [c for c in blank if c.printed.system not in absent]
+        if blank:
+            commands.append(", then ".join(_commands(folder, paper, row, source, blank)))
+    if any("folder:celeba" in line for line in commands):
+        said.append("The faces of CelebA are read from celeba/train/<class>/ and celeba/test/.")
+    if commands:
+        said.append(
+            "What is blank is measured by these, a line a run; --preset paper trains with the "
+            "paper's settings, for a GPU:"
+        )
+    return said + commands
+
+
+def _close(compared: Sequence[VAECompared]) -> list[str]:
+    """How many numbers of each table come within the tolerance in the paper's own setting."""
+    found: dict[tuple[int, str], list[bool]] = {}
+    for c in compared:
+        own = c.columns[0]
+        if own in c.readings:
+            place = c.printed.table, c.printed.dataset
+            found.setdefault(place, []).append(own in c.reproduced_by)
+    return [
+        f"Table {table}, {dataset}: of {len(close)} numbers measured in the paper's own setting "
+        f"{sum(close)} come within {TOLERANCE:g} points."
+        for (table, dataset), close in found.items()
+    ]
+
+
+def _untrained(source: Source, cells: Sequence[VAECompared]) -> list[str]:
+    """Variants that the paper has and a run does not."""
+    systems = dict.fromkeys(c.printed.system for c in cells)
+    have = (CLEAN, UNDEFENDED, *source.variants)
+    return [name for name in systems if name is not None and name not in have]
+
+
+def _commands(
+    folder: pathlib.Path,
+    paper: str,
+    row: tuple[str, str, tuple[str, ...]],
+    source: Source | None,
+    blank: Sequence[VAECompared],
+) -> list[str]:
+    dataset, classifier, trained = row
+    usual = trained == USUAL
+    name = "-".join((dataset, classifier, *(() if usual else trained)))
+    run = folder / name if source is None else source.folder
+    found = []
+    if source is None:
+        # CelebA is none of the datasets by name; 32 pixels is what the purifier takes in colour.
+        data = "folder:celeba --image-size 32" if dataset == "celeba" else dataset
+        found.append(
+            f"python -m train.{paper} --run {run} --dataset {data} "
+            f"--config.classifier.architecture {classifier}"
+            + ("" if usual else f" --config.mixture.attacks {' '.join(trained)}")
+        )
+    substitutes = dict.fromkeys(c.printed.substitute for c in blank if c.printed.substitute)
+    if any(c.printed.substitute is None and c.printed.attack not in LATENT for c in blank):
+        found.append(f"python -m eval.robustness --run {run} --suite {paper}")
+    if substitutes:
+        names = " ".join(substitutes)
+        found.append(f"python -m eval.black_box --run {run} --substitutes {names}")
+    if any(c.printed.attack in LATENT for c in blank):
+        found.append(f"python -m eval.overpowered --run {run}")
+    return [f"`{command}`" for command in found]
+
+
+def as_document(paper: str, shown: Sequence[Sheet], said: Sequence[str]) -> str:
+    """All of it in Markdown."""
+    names = {name for sheet in shown for name in sheet.header}
+    about = [
+        "Accuracies in percent, over all images, those that are wrong without attack included; in "
+        "brackets by how many points ours exceeds the paper's. Without attack it is the "
+        "undefended classifier's. An average of ours is over the cells that were measured, and "
+        "compared with the paper's over the same.",
+        *(words for readings, words in _ABOUT.items() if set(readings) & names),
+        f"The last column names the readings that come within {TOLERANCE:g} points.",
+    ]
+    lines = [f"# The {NAMES[paper]} paper's tables beside these runs", "", " ".join(about)]
+    for sheet in shown:
+        lines += ["", f"## {sheet.heading}", "", as_markdown(sheet.header, sheet.rows)]
+    return "\n".join([*lines, "", *(f"- {text}" for text in said), ""])
+
+
+def as_json(
+    paper: str, compared: Sequence[VAECompared], said: Sequence[str], tables: Sequence[int]
+) -> dict[str, Any]:
+    """All of it as a JSON-able dictionary, with every digit."""
+    numbers = table_report.as_json(compared, said)
+    numbers["paper"] = paper
+    numbers["averages"] = [
+        dataclasses.asdict(a.printed)
+        | {"cells": a.cells}
+        | {
+            "means": {
+                name: {"percent": mean, "difference": points, "cells": cells}
+                for name, (mean, points, cells) in a.means.items()
+            }
+        }
+        for a in average(paper, compared)
+    ]
+    if paper == "defense_vae" and _TIMES in tables:
+        numbers["seconds_for_1000_images"] = SECONDS
+    return numbers

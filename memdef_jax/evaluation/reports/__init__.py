@@ -1,0 +1,1 @@
+"""What was found as tables, words, pictures and pages."""

@@ -1,0 +1,1 @@
+"""What a table cannot say by itself: doubts, detection, transfer, and what a memory does."""

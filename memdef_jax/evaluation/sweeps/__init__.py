@@ -1,0 +1,1 @@
+"""Sweeps: what is crossed, crafted and judged, counted, and kept on disk."""

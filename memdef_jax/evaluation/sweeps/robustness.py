@@ -1,0 +1,136 @@
+"""Robustness sweeps: defenses x threat models x attacks x eps x seeds, cell by cell, resumable."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from memdef_jax.checks import InputError
+from memdef_jax.data import Dataset, subset
+from memdef_jax.defenses import Defense
+from memdef_jax.evaluation.sweeps import records
+from memdef_jax.evaluation.sweeps.config import SweepConfig
+from memdef_jax.evaluation.sweeps.counting import Found, worst_cases
+from memdef_jax.evaluation.sweeps.laboratory import Laboratory
+from memdef_jax.evaluation.sweeps.records import Record
+from memdef_jax.evaluation.sweeps.threats import WORST, Threat, parse_threats
+from memdef_jax.files import check_writable
+from memdef_jax.training import Reporter, Silent, make_mesh
+
+
+def sweep(
+    defenses: Mapping[str, Defense],
+    dataset: Dataset,
+    config: SweepConfig,
+    folder: pathlib.Path,
+    reporter: Reporter | None = None,
+) -> list[Record]:
+    """Measure every cell that `folder` does not have yet, then derive the worst case.
+
+    Args:
+      defenses: by selector, as `defenses.fit` returns them; "benign" is what transfer attacks are
+        crafted on.
+      dataset: its test split is attacked.
+      config: what to cross.
+      folder: the run's; lines are appended to `robustness.jsonl` as cells finish.
+      reporter: told of progress.
+
+    Returns:
+      The records of this sweep: clean, attacked and worst-case cells.
+
+    Raises:
+      InputError: before any work, when something does not fit.
+    """
+    reporter = reporter or Silent()
+    split = subset(dataset.test, config.count)
+    threats = parse_threats(config.threats)
+    chosen = config.threats != ("all",)
+    if chosen and any(t.from_benign for t in threats) and "benign" not in defenses:
+        raise InputError("threat model 'transfer' needs the run's benign defense; evaluate it too.")
+    for name, defense in defenses.items():
+        fits = defense.spec.image_shape, defense.spec.classes
+        if fits != (dataset.info.image_shape, len(dataset.info.class_names)):
+            raise InputError(
+                f"the {name} defense takes images {fits[0]} of {fits[1]} classes and "
+                f"{dataset.info.name} has {dataset.info.image_shape} of "
+                f"{len(dataset.info.class_names)}; give the data it was trained on."
+            )
+    known = records.read_records(folder)
+    check_writable(folder)
+    lab = Laboratory(defenses, dataset, split, config, make_mesh())
+    if chosen:
+        _check_offered(lab, threats)
+    cells = list(lab.cells(threats))
+    found: dict[str, Found] = {}
+    for cell in cells:
+        record = known.get(cell.name)
+        outcomes = None if record is None else records.read_outcomes(folder, record)
+        if record is not None and outcomes is not None:
+            found[cell.name] = record, outcomes
+    reporter.start("evaluation", len(found), len(cells), 1)
+    clean: dict[str, np.ndarray] = {}  # by selector; these cells come first
+    for cell in cells:
+        selector = cell.identity["selector"]
+        if cell.name not in found:
+            record, outcomes = lab.measure(cell, clean.get(selector))
+            record = records.append_record(folder, record, outcomes)
+            found[cell.name] = record, outcomes
+            reporter.update(len(found), {"robust_accuracy": record["robust_accuracy"]})
+        clean.setdefault(selector, found[cell.name][1]["correct"])
+    return _with_worst([found[cell.name] for cell in cells], folder)
+
+
+def joined(folder: pathlib.Path, found: Sequence[Record]) -> list[Record]:
+    """A sweep's cells with those of earlier sweeps of the same defenses on as many images.
+
+    Args:
+      folder: the run's.
+      found: what `sweep` returned. Where an earlier cell differs in nothing but an attack's
+        settings, this one stands for it.
+
+    Returns:
+      All cells, and the worst cases over all of them.
+    """
+    own = [record for record in found if record["threat"] != WORST]
+    counts = {_subject(r): r["n"] for r in own if r["threat"] == "none"}
+    cells = {_place(record): record for record in own}
+    for record in reversed(records.read_records(folder).values()):  # the latest first
+        n = counts.get(_subject(record), 0)
+        # CW-L2 may have been given fewer images; they are the first ones all the same.
+        fits = record["n"] == n or (record["attack"] == "cw" and record["n"] < n)
+        if fits and record["threat"] != WORST:
+            cells.setdefault(_place(record), record)
+    kept = [(record, records.read_outcomes(folder, record)) for record in cells.values()]
+    return _with_worst([(record, found) for record, found in kept if found is not None], folder)
+
+
+def _subject(record: Record) -> tuple[str, ...]:
+    """Which defense was measured on which data."""
+    return tuple(record[name] for name in ("dataset", "fingerprint", "defense", "selector"))
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """Where a cell stands in a table: all that it is but its attack's settings."""
+    return tuple(record[name] for name in records.IDENTITY if name != "settings")
+
+
+def _with_worst(measured: Sequence[Found], folder: pathlib.Path) -> list[Record]:
+    """The records and, stored in the folder too, those of their worst cases."""
+    known = records.read_records(folder)
+    worst = worst_cases(measured)
+    for record in worst:
+        if known.get(records.cell_id(record)) != record:
+            records.append_record(folder, record)
+    return [record for record, _ in measured] + worst
+
+
+def _check_offered(lab: Laboratory, threats: Sequence[Threat]) -> None:
+    for selector in lab.defenses:
+        for threat in threats:
+            if not lab.surfaces(selector, threat):
+                raise InputError(
+                    f"the {selector} defense offers no surface of threat model {threat.name!r} "
+                    f"({', '.join(threat.surfaces)}); leave it out or use threats 'all'."
+                )

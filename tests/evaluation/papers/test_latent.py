@@ -1,0 +1,173 @@
+"""The latent space: which vectors are shown, how they are projected, and the figure."""
+
+import dataclasses
+import importlib
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from memdef_jax import attacks, data
+from memdef_jax.checks import InputError
+from memdef_jax.defenses import MemoryDefense, VAEDefense, VAEDefenseSpec
+from memdef_jax.evaluation.papers import latent
+from memdef_jax.nn import Encoder
+from memdef_jax.nn.autoencoder import architecture
+from tests.evaluation import handmade
+
+COUNT, EPS = 9, 0.1
+
+
+@pytest.fixture(scope="module")
+def defense(pair):
+    return pair["in_loop"]
+
+
+@pytest.fixture(scope="module")
+def split(digits):
+    return digits.test[:COUNT]
+
+
+@pytest.fixture(scope="module")
+def latents(defense, split):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent, "BATCH", 8)  # 18 vectors then need padding
+        return latent.collect(defense, split, attacks.FGSM(eps=EPS))
+
+
+def images(split, defense):
+    """Clean and attacked images, the latter made by the attack itself."""
+    x = data.to_float(jnp.asarray(split.images))
+    attack = attacks.FGSM(eps=EPS, early_stop=False)
+    return x, attack(defense.selector, x, jnp.asarray(split.labels))
+
+
+def test_the_bottleneck_is_the_encoders_own_output(latents, defense, split):
+    stack = defense.variables["stack"]
+    own = {kind: stack[kind]["autoencoder"]["encoder"] for kind in ("params", "batch_stats")}
+    x = jnp.concatenate(images(split, defense))
+    expected = Encoder(architecture((28, 28, 1))).apply(own, x)
+    assert latents.vectors["without"].shape == (2 * COUNT, 1024)
+    np.testing.assert_allclose(latents.vectors["without"], expected, atol=1e-5)
+
+
+def test_with_memory_it_is_the_mean_of_the_slots_rows_by_their_likeness(latents, defense, split):
+    memory = np.asarray(defense.variables["stack"]["params"]["autoencoder"]["memory"], np.float64)
+    z = latents.vectors["without"].astype(np.float64)
+    slots = np.asarray(defense.select(jnp.concatenate(images(split, defense))))
+    for vector, slot, found in zip(z, slots, latents.vectors["with"], strict=True):
+        rows = memory[50 * slot : 50 * slot + 50]
+        weights = np.exp(rows @ vector / np.linalg.norm(rows, axis=1) / np.linalg.norm(vector))
+        np.testing.assert_allclose(found, weights / weights.sum() @ rows, atol=1e-4)
+
+
+def test_labels_are_the_true_ones_and_attacked_images_come_last(latents, split):
+    for labels in latents.labels.values():
+        np.testing.assert_array_equal(labels, np.tile(split.labels, 2))
+    np.testing.assert_array_equal(latents.adversarial, np.repeat([False, True], COUNT))
+
+
+def test_a_defense_without_memory_is_refused(defense, split):
+    spec = dataclasses.replace(defense.spec, memory_rows=0)
+    plain = MemoryDefense(spec, defense.variables)
+    with pytest.raises(InputError, match="this memory_defense has no latent space"):
+        latent.collect(plain, split, attacks.FGSM(eps=EPS))
+
+
+def test_a_vae_shows_images_latent_vectors_and_what_it_makes_of_them(split):
+    spec = VAEDefenseSpec(image_shape=(28, 28, 1), classes=10, classifier="e", latent_size=6)
+    defense = VAEDefense(spec, spec.init(jax.random.key(0)))
+    found = latent.collect(defense, split, attacks.FGSM(eps=EPS))
+    x = data.to_float(jnp.asarray(split.images))
+    attack = attacks.FGSM(eps=EPS, early_stop=False)
+    both = jnp.concatenate([x, attack(defense.undefended, x, jnp.asarray(split.labels))])
+    assert list(found.vectors) == ["image", "latent", "output"]
+    flat = (2 * COUNT, -1)
+    np.testing.assert_allclose(found.vectors["image"], both.reshape(flat), atol=1e-6)
+    np.testing.assert_allclose(found.vectors["latent"], defense.embed(both), atol=1e-5)
+    purified = defense.reconstruct(both)
+    np.testing.assert_allclose(found.vectors["output"], purified.reshape(flat), atol=1e-5)
+    np.testing.assert_array_equal(found.labels["latent"], np.tile(split.labels, 2))
+    np.testing.assert_array_equal(found.labels["output"], defense(both).argmax(-1))
+
+
+def test_tsne_is_scikit_learns_with_a_perplexity_that_fits(latents):
+    vectors = latents.vectors["without"]
+    found = latent.projection("tsne", seed=3)(vectors)
+    assert found.shape == (len(vectors), 2)
+    model = TSNE(perplexity=(len(vectors) - 1) / 3, init="pca", random_state=3)
+    with threadpool_limits(1):
+        expected = model.fit_transform(vectors.astype(np.float64))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_clean_and_attacked_images_are_projected_together(latents):
+    asked = []
+
+    def project(vectors):
+        asked.append(vectors)
+        return vectors[:, :2]
+
+    found = latent.embed(latents, project)
+    assert list(found) == ["without", "with"]
+    for vectors, (name, part) in zip(asked, found.items(), strict=True):
+        np.testing.assert_array_equal(vectors, latents.vectors[name])
+        np.testing.assert_allclose(part["points"], vectors[:, :2], atol=1e-4)
+        assert part["labels"] == latents.labels[name].tolist()
+        assert part["adversarial"] == latents.adversarial.tolist()
+
+
+def test_methods_that_cannot_be_used_are_refused(monkeypatch):
+    with pytest.raises(InputError, match="method 'pca' is unknown; use one of tsne, umap"):
+        latent.projection("pca")
+    monkeypatch.setattr(latent.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs the package umap-learn, which is not installed"):
+        latent.projection("umap")
+    with pytest.raises(InputError, match="5 points are too few for t-SNE; give 6 or more"):
+        latent.projection("tsne")(np.zeros((5, 3)))
+
+
+def test_umap_is_used_where_it_is_installed(monkeypatch):
+    class Module:
+        class UMAP:
+            def __init__(self, random_state):
+                self.seed = random_state
+
+            def fit_transform(self, vectors):
+                return self.seed * vectors[:, :2]
+
+    monkeypatch.setattr(latent.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(latent.importlib, "import_module", lambda name: Module)
+    np.testing.assert_array_equal(
+        latent.projection("umap", seed=2)(np.ones((7, 5))), np.full((7, 2), 2.0)
+    )
+
+
+def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
+    run = tmp_path / "run"
+    handmade.write_run(run, digits, pair)
+    program = importlib.import_module("eval.latent").main
+    arguments = ["--run", run, "--attack", "fgsm", "--count", str(COUNT)]
+    tyro.cli(program, args=[str(a) for a in arguments])
+    assert str(run / "latent.png") in capsys.readouterr().out
+    assert Image.open(io.BytesIO((run / "latent.png").read_bytes())).format == "PNG"
+    found = json.loads((run / "latent.json").read_text())
+    assert found["selector"] == "in_loop"
+    assert found["class_names"] == list(digits.info.class_names)
+    for name in ("with", "without"):
+        assert np.shape(found[name]["points"]) == (2 * COUNT, 2)
+        assert found[name]["labels"] == np.tile(digits.test.labels[:COUNT], 2).tolist()
+    for arguments, sentence in (
+        (["--selector", "offline"], "has no defense 'offline'; use one of benign, in_loop"),
+        (["--attack", "deepfool"], "attack 'deepfool' is unknown"),
+        (["--eps", "9/255,25/255"], "2 budgets were given and one is needed"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            tyro.cli(program, args=["--run", str(run), *arguments])
