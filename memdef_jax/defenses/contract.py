@@ -48,7 +48,7 @@ class Defense(Protocol):
         ...
 
     def surfaces(self, x: jax.Array, y: jax.Array) -> Mapping[str, Logits]:
-        """Logits functions by the names of `evaluation.sweeps.threats`, for clean images and labels.
+        """Logits functions by the names of `evaluation.sweeps.threats`, for clean images, labels.
 
         "selector" is the undefended classifier; "deployed" the pipeline as it is; "surrogate" a
         differentiable stand-in for it. One that depends on x or y follows a re-packed batch with
