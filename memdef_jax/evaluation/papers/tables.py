@@ -182,6 +182,7 @@ def _readings(sources: Sources, number: Printed) -> dict[str, Reading]:
 def find_cell(
     found: Sequence[Record], threat: str, attack: str, eps: float | None
 ) -> Record | None:
+    """The one cell that counts: of the most images, of the widest worst case, the last measured."""
     cells = [
         r
         for r in select(found, threat=threat, attack=attack)
