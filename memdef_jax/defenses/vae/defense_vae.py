@@ -19,7 +19,7 @@ from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.defenses.vae.pairs import Mixture
 from memdef_jax.defenses.vae.vae_defense import VAEDefense, VAEDefenseSpec
 from memdef_jax.defenses.vae.vae_losses import Terms, VAEConfig, reading_loss
-from memdef_jax.defenses.vae.vae_training import ClassifierConfig, Stages
+from memdef_jax.defenses.vae.vae_training import ClassifierConfig, Pairs, Stages
 from memdef_jax.training import Reporter, Silent, check_batch, make_mesh
 from memdef_jax.training.run import open_run
 
@@ -101,13 +101,13 @@ def fit(
     """
     stages = begin("defense_vae", config, dataset, folder, mesh, backend, reporter)
     undefended = stages.undefended()
-    pairs = stages.batches(undefended)
+    pairs = stages.pairs(undefended)
     found: dict[str, dict[str, Any]] = {}
     if set(config.variants) & {"vae", "rec", "e2e"}:
         vae = stages.purifier("vae", 4, Terms(), undefended, pairs)["vae"]
         found["vae"] = {"vae": vae, "classifier": undefended}
     if set(config.variants) & {"rec", "e2e"}:
-        found["rec"] = {"vae": vae, "classifier": _reader(stages, undefended, vae)}
+        found["rec"] = {"vae": vae, "classifier": _reader(stages, undefended, vae, pairs)}
     together = Terms(classification=config.end_to_end_weight, trained=True)
     if "e2e" in config.variants:
         found["e2e"] = stages.purifier(
@@ -162,11 +162,12 @@ def finish(
     return defenses
 
 
-def _reader(stages: Stages, undefended: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
+def _reader(
+    stages: Stages, undefended: dict[str, Any], vae: dict[str, Any], pairs: Pairs
+) -> dict[str, Any]:
     """The classifier trained anew on purified images (Defense-VAE-REC)."""
     trainer, config = stages.trainer, stages.classifier
-    sized = dataclasses.replace(stages.vae, batch_size=config.batch_size)
-    batch, per_epoch = dataclasses.replace(stages, vae=sized).batches(undefended)
+    batch, per_epoch = pairs(config.batch_size)
     found = trainer.run(
         "rec",
         5,

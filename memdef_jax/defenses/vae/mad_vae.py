@@ -129,7 +129,7 @@ def fit(
     """
     stages = begin("mad_vae", config, dataset, folder, mesh, backend, reporter)
     undefended = stages.undefended()
-    pairs = stages.batches(undefended)
+    pairs = stages.pairs(undefended)
     found = {}
     for name in config.variants:
         terms = config.terms(name)

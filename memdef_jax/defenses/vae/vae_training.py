@@ -21,6 +21,8 @@ from memdef_jax.nn import Bound
 from memdef_jax.training import AXIS
 
 Batches = Callable[[int], Mapping[str, Any]]
+# From a batch size to batches of pairs by global step, and steps an epoch.
+Pairs = Callable[[int], tuple[Batches, int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +83,14 @@ class Stages:
             )
         )
 
-    def batches(self, undefended: Any) -> tuple[Batches, int]:
-        """Batches of pairs against the classifier by global step, and steps an epoch."""
-        trainer, size = self.trainer, self.vae.batch_size
+    def pairs(self, undefended: Any) -> Pairs:
+        """The pairs against the classifier, made or read once for all stages."""
+        trainer = self.trainer
         if self.mixture.streamed:
-            return trainer.benign_batches(size, 3), data.steps_per_epoch(len(trainer.split), size)
+            return lambda size: (
+                trainer.benign_batches(size, 3),
+                data.steps_per_epoch(len(trainer.split), size),
+            )
         split = data.subset(trainer.split, self.mixture.images)
         made = stored_pairs(
             self.mixture,
@@ -95,8 +100,10 @@ class Stages:
             trainer.folder / "examples",
             trainer.reporter,
         )
-        steps = data.steps_per_epoch(len(made) * len(split), size)
-        return paired_batches(made, split, size, trainer.seed * 10 + 3), steps
+        return lambda size: (
+            paired_batches(made, split, size, trainer.seed * 10 + 3),
+            data.steps_per_epoch(len(made) * len(split), size),
+        )
 
     def purifier(
         self,
@@ -104,7 +111,7 @@ class Stages:
         purpose: int,
         terms: Terms,
         undefended: Any,
-        pairs: tuple[Batches, int],
+        pairs: Pairs,
         start: Mapping[str, Any] | None = None,
         centres_rate: float = 0.5,
         epochs: int | None = None,
@@ -116,7 +123,7 @@ class Stages:
           purpose: of its random numbers.
           terms: of its objective.
           undefended: variables of the defended classifier.
-          pairs: of `batches`.
+          pairs: what it learns from, see `Stages.pairs`.
           start: initial variables by part ("vae", "classifier"); fresh ones where there are none.
           centres_rate: of the centres' gradient descent, a tenth of it in every further epoch.
           epochs: the configuration's for None.
@@ -125,7 +132,7 @@ class Stages:
           Variables by part, on the host.
         """
         trainer, config = self.trainer, self.vae
-        batch, per_epoch = pairs
+        batch, per_epoch = pairs(config.batch_size)
         parts = {"vae": self.spec.init_vae(trainer.key(purpose + 100))}
         if terms.trained:
             parts["classifier"] = self.spec.init_classifier(trainer.key(purpose + 200))
