@@ -179,6 +179,26 @@ class MagNetClassifier(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
+class LeNet(nn.Module):
+    """Two 5x5 convolutions with pooling and 500 units: the target of the feature-map denoiser.
+
+    Section 4.2 of its paper: 20 and 50 features; 28x28 pixels give 4x4x50 = 800 inputs.
+    """
+
+    classes: int
+    axis_name: str | None = None  # no BatchNorm: here for a common signature
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
+        _check_size(x, 16)
+        for features in (20, 50):
+            x = max_pool(nn.relu(Conv(features, 5)(x)))
+        x = nn.relu(nn.Dense(500)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.classes)(x)
+
+
 class _Block(nn.Module):
     """A residual block: two 3x3 convolutions, or 1x1-3x3-1x1 with four times the features."""
 
@@ -243,6 +263,7 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "d": DefenseGANModelD,
     "e": DefenseGANModelE,
     "magnet": MagNetClassifier,
+    "lenet": LeNet,
 }
 
 
