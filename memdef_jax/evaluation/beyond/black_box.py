@@ -13,6 +13,7 @@ import json
 import operator
 import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -22,13 +23,14 @@ import numpy as np
 from memdef_jax.attacks import FGSM, Substitute, train_substitute
 from memdef_jax.attacks.logits import Logits, LogitsFunction
 from memdef_jax.checks import InputError, check_eps
-from memdef_jax.data import Dataset, Split, eval_batches, to_float
+from memdef_jax.data import Dataset, Split, to_float
 from memdef_jax.data.dataset import shuffled
 from memdef_jax.defenses import Defense
+from memdef_jax.evaluation.batching import in_batches
 from memdef_jax.evaluation.reports.layout import as_markdown
 from memdef_jax.evaluation.reports.report import eps_name, percent
 from memdef_jax.evaluation.statistics import wilson_interval
-from memdef_jax.evaluation.sweeps.crafting import BATCH, always, craft
+from memdef_jax.evaluation.sweeps.crafting import always, craft
 from memdef_jax.files import check_writable, write_atomic
 from memdef_jax.nn import Bound, classifier
 from memdef_jax.training import Reporter, Silent
@@ -239,13 +241,10 @@ def _read(path: pathlib.Path, header: Mapping[str, Any]) -> dict[tuple[Any, ...]
 
 def _right(models: Mapping[str, Logits], images: np.ndarray, labels: np.ndarray) -> dict[str, int]:
     """On how many of the images float32 [N, H, W, C] each model names the label [N]."""
-    found = dict.fromkeys(models, 0)
+    found = {}
     for name, model in models.items():
         fn = LogitsFunction.of(model)
-        fn = fn.judge or fn
-        for batch in eval_batches((images, labels), min(BATCH, len(images))):
-            answers = np.asarray(_named(fn, jnp.asarray(batch.images)))
-            found[name] += int(((answers == batch.labels) & batch.valid).sum())
+        found[name] = int((in_batches(partial(_named, fn.judge or fn), images) == labels).sum())
     return found
 
 

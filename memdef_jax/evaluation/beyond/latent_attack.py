@@ -12,25 +12,22 @@ import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from memdef_jax.attacks import Overpowered
 from memdef_jax.attacks.attack import check_number
-from memdef_jax.attacks.driver import sample_keys
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
-from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
+from memdef_jax.data import Dataset, Split, subset, to_float
 from memdef_jax.evaluation.beyond.latent_report import as_document, found_grid
+from memdef_jax.evaluation.beyond.latent_search import Target, search
 from memdef_jax.evaluation.beyond.proxy import ARCHITECTURE, accuracy, answers, fit_proxy
 from memdef_jax.evaluation.statistics import wilson_interval
 from memdef_jax.files import write_atomic
 from memdef_jax.training import Reporter, Silent
 
-Target = Literal["deployed", "classifier"]
 _SHOWN = 8  # found images in a picture
 _NAMES = {"deployed": "overpowered", "classifier": "overpowered-classifier"}  # of the files
 
@@ -45,8 +42,7 @@ class LatentAttackConfig:
       draws: of noise, for each iteration and image.
       group: draws evaluated together, see `Overpowered`.
       steps: iterations of each search.
-      target: what the search differentiates: "deployed", the whole pipeline that reads the decoded
-        image, or "classifier", its classifier alone, as in the published code.
+      target: what the search differentiates, see `latent_search.Target`.
       batch_size: images attacked at once.
       seed: of the noise; the same draws for every variant and rho.
     """
@@ -202,21 +198,14 @@ def _measure(
 ) -> tuple[np.ndarray, dict[str, list[Any]]]:
     """Attacked images [N, H, W, C], and what is said of each."""
     x, y = to_float(split.images), split.labels
-    decode = jax.tree_util.Partial(type(defense).decode, defense)
-    target = defense if config.target == "deployed" else defense.reader
-    keys = sample_keys(jax.random.key(config.seed), len(split))
-    size, attack = min(config.batch_size, len(split)), config.attack(rho)
-    parts = []
-    places = np.arange(len(split))
-    for batch, place in zip(eval_batches(split, size), eval_batches((places, places), size)):
-        images, labels = to_float(jnp.asarray(batch.images)), jnp.asarray(batch.labels)
-        found = attack.run(
-            target, decode, _embed(defense, images), images, labels, key=keys[place.images]
-        )
-        parts.append(
-            [np.asarray(a)[batch.valid] for a in (found.images, found.success, found.distance)]
-        )
-    attacked, success, distance = (np.concatenate(arrays) for arrays in zip(*parts))
+    attacked, success, distance = search(
+        defense,
+        split,
+        config.attack(rho),
+        target=config.target,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
     right = answers(defense, attacked) == y
     # Images that the proxy does not know to begin with tell nothing of a change.
     changed = (answers(proxy, x) == y) & (answers(proxy, attacked) != y)
@@ -227,9 +216,6 @@ def _measure(
         "changed": changed.tolist(),
         "distance": distance.astype(float).tolist(),
     }
-
-
-_embed = jax.jit(lambda defense, x: defense.embed(x))
 
 
 def _result(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,10 +21,11 @@ import optax
 from memdef_jax import data
 from memdef_jax.attacks.logits import Logits, LogitsFunction
 from memdef_jax.checks import InputError
-from memdef_jax.data import Dataset, Split, eval_batches, to_float
+from memdef_jax.data import Dataset, Split, to_float
 from memdef_jax.defenses import ClassifierConfig
 from memdef_jax.defenses.selector import SelectorConfig, selector_loss
 from memdef_jax.defenses.trainer import Trainer
+from memdef_jax.evaluation.batching import in_batches
 from memdef_jax.nn import Bound, classifier
 from memdef_jax.training import AXIS, Reporter, Silent, make_mesh
 from memdef_jax.training.run import open_run
@@ -32,7 +34,6 @@ ARCHITECTURE = "c"
 KIND = "proxy"
 _PURPOSE = 40  # of its random numbers; no training of a defense uses it
 _SAVE_EVERY = 200
-_BATCH = 250
 
 
 def fit_proxy(
@@ -95,21 +96,14 @@ def _description(dataset: Dataset, config: ClassifierConfig, seed: int) -> Mappi
     }
 
 
-def answers(logits_fn: Logits, images: np.ndarray, batch_size: int = _BATCH) -> np.ndarray:
+def answers(logits_fn: Logits, images: np.ndarray) -> np.ndarray:
     """The classes that a logits function names, int32 [N].
 
     Args:
       logits_fn: a callable pytree from images to logits [B, K].
       images: float32 [N, H, W, C] in [0, 1].
-      batch_size: images judged at once; the last batch is filled up.
     """
-    function = LogitsFunction.of(logits_fn)
-    places = np.arange(len(images))
-    parts = [
-        np.asarray(_classes(function, jnp.asarray(batch.images)))[batch.valid]
-        for batch in eval_batches((images, places), min(batch_size, len(images)))
-    ]
-    return np.concatenate(parts).astype(np.int32)
+    return in_batches(partial(_classes, LogitsFunction.of(logits_fn)), images).astype(np.int32)
 
 
 def accuracy(logits_fn: Logits, split: Split) -> float:

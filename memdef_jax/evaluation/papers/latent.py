@@ -1,15 +1,16 @@
 """Where clean and attacked images lie in a defense's spaces.
 
-Figure 3 of Memory Defense (the bottleneck with and without the memory), and Figures 1 to 4 of
-MAD-VAE (images, latent vectors, purified images).
+Figure 3 of Memory Defense (the bottleneck with and without the memory), and Figures 1 to 6 of
+MAD-VAE (images, latent vectors, purified images; in the last two under a search in latent space).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,15 +19,18 @@ import numpy as np
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from memdef_jax.attacks import Attack
+from memdef_jax.attacks import Attack, Overpowered
 from memdef_jax.checks import InputError
-from memdef_jax.data import Split, eval_batches, to_float
+from memdef_jax.data import Split, to_float
 from memdef_jax.defenses import MemoryDefense, VAEDefense
+from memdef_jax.evaluation.batching import in_batches
+from memdef_jax.evaluation.beyond.latent_search import search
 from memdef_jax.evaluation.sweeps.crafting import BATCH, craft
 
 METHODS = ("tsne", "umap")
-_LEAST = 6  # points that t-SNE can say anything about
-_PERPLEXITY = 30.0
+_LEAST = 6  # points that a method can say anything about
+_PERPLEXITY = 30.0  # of t-SNE
+_NEIGHBORS = 15  # of UMAP, its own default
 # What is embedded: of a Memory Defense the first two, of a VAE defense the others.
 SPACES = {
     "without": "bottleneck without memory: the encoder's output",
@@ -89,8 +93,11 @@ def has_space(defense: Any) -> bool:
     return isinstance(defense, VAEDefense)
 
 
-def collect(defense: Any, split: Split, attack: Attack, seed: int = 0) -> Latents:
-    """Vectors of a split's images, and of the same attacked through the undefended classifier.
+def collect(defense: Any, split: Split, attack: Attack | Overpowered, seed: int = 0) -> Latents:
+    """Vectors of a split's images, and of the same attacked.
+
+    The attack is on the undefended classifier, but a search in latent space is on the whole
+    pipeline; where it fails it leaves what the decoder makes of the image's own code.
 
     Raises:
       InputError: when the defense has no latent space.
@@ -101,18 +108,15 @@ def collect(defense: Any, split: Split, attack: Attack, seed: int = 0) -> Latent
             "none either); give a run with a memory or a VAE."
         )
     look = bottleneck if isinstance(defense, MemoryDefense) else purification
-    clean = to_float(split.images)
-    attacked = craft(attack, lambda x, y: defense.surfaces(x, y)["selector"], split, seed)
-    images = np.concatenate([clean, attacked])
+    if isinstance(attack, Overpowered):
+        attacked, *_ = search(defense, split, attack, seed=seed)
+    else:
+        attacked = craft(attack, lambda x, y: defense.surfaces(x, y)["selector"], split, seed)
+    images = np.concatenate([to_float(split.images), attacked])
     labels = np.concatenate([split.labels, split.labels])
-    parts = []
-    for batch in eval_batches((images, labels), min(BATCH, len(images))):
-        x = jnp.asarray(batch.images)
-        found = {**look(defense, x), "answer": _answers(defense, x)}
-        parts.append({name: np.asarray(values)[batch.valid] for name, values in found.items()})
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    answer = joined["answer"].astype(np.int32)
-    vectors = {name: joined[name] for name in SPACES if name in joined}
+    found = in_batches(partial(look, defense), images, BATCH)
+    answer = in_batches(partial(_answers, defense), images, BATCH).astype(np.int32)
+    vectors = {name: found[name] for name in SPACES if name in found}
     shown = {name: answer if name == "output" else labels for name in vectors}
     return Latents(vectors, shown, np.arange(len(images)) >= len(split))
 
@@ -125,31 +129,50 @@ def projection(method: str, seed: int = 0) -> Projection:
 
     Args:
       method: "tsne" (van der Maaten and Hinton 2008, as in the paper) with perplexity 30, less for
-        fewer than 91 points; or "umap" (McInnes et al. 2018) where umap-learn is installed.
+        fewer than 91 points; or "umap" (McInnes et al. 2018, as in MAD-VAE) with 15 neighbours,
+        less for fewer than 16 points, where umap-learn is installed.
       seed: of its random numbers.
 
     Raises:
-      InputError: for another method, or without the package it needs.
+      InputError: for another method, or without the package it needs; by the map, for fewer than
+        six vectors.
     """
     if method not in METHODS:
         raise InputError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}.")
     if method == "tsne":
-        return lambda vectors: _tsne(vectors, seed)
-    if importlib.util.find_spec("umap") is None:
+        return partial(_tsne, seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns where TensorFlow is missing
+            return partial(_umap, importlib.import_module("umap").UMAP, seed)
+    except ImportError as error:
         raise InputError(
-            "method 'umap' needs the package umap-learn, which is not installed; "
+            f"method 'umap' needs the package umap-learn, which cannot be imported ({error}); "
             "install it, or use method 'tsne'."
-        )
-    umap: Any = importlib.import_module("umap")
-    return lambda vectors: np.asarray(umap.UMAP(random_state=seed).fit_transform(vectors))
+        ) from error
 
 
-def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+def _check_points(vectors: np.ndarray) -> None:
     if len(vectors) < _LEAST:
         raise InputError(
-            f"{len(vectors)} points are too few for t-SNE; give {_LEAST} or more, that is "
+            f"{len(vectors)} points are too few to be projected; give {_LEAST} or more, that is "
             f"{_LEAST // 2} images and their attacked copies."
         )
+
+
+def _umap(model: Any, seed: int, vectors: np.ndarray) -> np.ndarray:
+    _check_points(vectors)
+    neighbors = min(_NEIGHBORS, len(vectors) - 1)
+    # One job: with a seed there are no more, and it warns that there are not. Nor is it a fault
+    # that classes lie apart, of which it warns too.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")
+        projected = model(n_neighbors=neighbors, random_state=seed, n_jobs=1).fit_transform(vectors)
+    return np.asarray(projected)
+
+
+def _tsne(seed: int, vectors: np.ndarray) -> np.ndarray:
+    _check_points(vectors)
     perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
     model = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     with threadpool_limits(1):  # its threads wait busily: on a busy machine ten times slower

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from memdef_jax.attacks import PGD
-from memdef_jax.data import Dataset, Split, eval_batches, subset, to_float
+from memdef_jax.data import Dataset, Split, subset, to_float
 from memdef_jax.defenses import Defense
+from memdef_jax.evaluation.batching import in_batches
 from memdef_jax.evaluation.papers import latent
 from memdef_jax.evaluation.scrutiny import detection, doubts
 from memdef_jax.evaluation.scrutiny.detection import Evading
 from memdef_jax.evaluation.scrutiny.doubts import Subject
-from memdef_jax.evaluation.sweeps.crafting import BATCH, craft
+from memdef_jax.evaluation.sweeps.crafting import craft
 from memdef_jax.evaluation.sweeps.records import Record, select
 from memdef_jax.evaluation.sweeps.threats import DEPLOYED_SURFACES, THREATS
 from memdef_jax.files import write_atomic
@@ -256,13 +257,7 @@ def _judged(defense: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _look(defense: Defense, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Answers and reconstruction errors [N]."""
-    size = min(BATCH, len(images))
-    parts = []
-    for batch in eval_batches((np.asarray(images), np.zeros(len(images), np.int32)), size):
-        both = _judged(defense, jnp.asarray(batch.images))
-        parts.append([np.asarray(array)[batch.valid] for array in both])
-    answers, scores = (np.concatenate(arrays) for arrays in zip(*parts))
-    return answers, scores
+    return in_batches(partial(_judged, defense), np.asarray(images))
 
 
 def _short(scores: np.ndarray) -> list[float]:

@@ -4,6 +4,9 @@ import dataclasses
 import importlib
 import io
 import json
+import sys
+import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,12 @@ COUNT, EPS = 9, 0.1
 @pytest.fixture(scope="module")
 def defense(pair):
     return pair["in_loop"]
+
+
+@pytest.fixture(scope="module")
+def vae():
+    spec = VAEDefenseSpec(image_shape=(28, 28, 1), classes=10, classifier="e", latent_size=6)
+    return VAEDefense(spec, spec.init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +90,30 @@ def test_a_defense_without_memory_is_refused(defense, split):
         latent.collect(plain, split, attacks.FGSM(eps=EPS))
 
 
-def test_a_vae_shows_images_latent_vectors_and_what_it_makes_of_them(split):
-    spec = VAEDefenseSpec(image_shape=(28, 28, 1), classes=10, classifier="e", latent_size=6)
-    defense = VAEDefense(spec, spec.init(jax.random.key(0)))
-    found = latent.collect(defense, split, attacks.FGSM(eps=EPS))
+def test_a_vae_shows_images_latent_vectors_and_what_it_makes_of_them(vae, split):
+    found = latent.collect(vae, split, attacks.FGSM(eps=EPS))
     x = data.to_float(jnp.asarray(split.images))
     attack = attacks.FGSM(eps=EPS, early_stop=False)
-    both = jnp.concatenate([x, attack(defense.undefended, x, jnp.asarray(split.labels))])
+    both = jnp.concatenate([x, attack(vae.undefended, x, jnp.asarray(split.labels))])
     assert list(found.vectors) == ["image", "latent", "output"]
     flat = (2 * COUNT, -1)
     np.testing.assert_allclose(found.vectors["image"], both.reshape(flat), atol=1e-6)
-    np.testing.assert_allclose(found.vectors["latent"], defense.embed(both), atol=1e-5)
-    purified = defense.reconstruct(both)
+    np.testing.assert_allclose(found.vectors["latent"], vae.embed(both), atol=1e-5)
+    purified = vae.reconstruct(both)
     np.testing.assert_allclose(found.vectors["output"], purified.reshape(flat), atol=1e-5)
     np.testing.assert_array_equal(found.labels["latent"], np.tile(split.labels, 2))
-    np.testing.assert_array_equal(found.labels["output"], defense(both).argmax(-1))
+    np.testing.assert_array_equal(found.labels["output"], vae(both).argmax(-1))
+
+
+def test_a_search_in_latent_space_leaves_decoded_images(vae, split):
+    # A search that never succeeds returns where it began: the decoded codes of the clean images.
+    hopeless = attacks.Overpowered(draws=1, steps=1, confidence=1e6)
+    found = latent.collect(vae, split, hopeless)
+    clean = data.to_float(jnp.asarray(split.images))
+    started = jnp.clip(vae.decode(vae.embed(clean)), 0, 1)
+    attacked = found.vectors["image"][COUNT:]
+    np.testing.assert_allclose(attacked, started.reshape(COUNT, -1), atol=1e-5)
+    np.testing.assert_array_equal(found.labels["latent"], np.tile(split.labels, 2))
 
 
 def test_tsne_is_scikit_learns_with_a_perplexity_that_fits(latents):
@@ -127,27 +145,35 @@ def test_clean_and_attacked_images_are_projected_together(latents):
 def test_methods_that_cannot_be_used_are_refused(monkeypatch):
     with pytest.raises(InputError, match="method 'pca' is unknown; use one of tsne, umap"):
         latent.projection("pca")
-    monkeypatch.setattr(latent.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs the package umap-learn, which is not installed"):
-        latent.projection("umap")
-    with pytest.raises(InputError, match="5 points are too few for t-SNE; give 6 or more"):
+    with pytest.raises(InputError, match="5 points are too few to be projected; give 6 or more"):
         latent.projection("tsne")(np.zeros((5, 3)))
+    monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
+    with pytest.raises(InputError, match="needs the package umap-learn, which cannot be imported"):
+        latent.projection("umap")
 
 
-def test_umap_is_used_where_it_is_installed(monkeypatch):
-    class Module:
-        class UMAP:
-            def __init__(self, random_state):
-                self.seed = random_state
+def test_umap_is_used_where_it_is_installed_and_its_warnings_are_not_heard(monkeypatch):
+    class Model:
+        def __init__(self, **settings):
+            self.settings = settings
 
-            def fit_transform(self, vectors):
-                return self.seed * vectors[:, :2]
+        def fit_transform(self, vectors):
+            warnings.warn("graph is not fully connected", stacklevel=1)  # an error in these tests
+            return np.full((len(vectors), 2), self.settings["n_neighbors"])
 
-    monkeypatch.setattr(latent.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(latent.importlib, "import_module", lambda name: Module)
-    np.testing.assert_array_equal(
-        latent.projection("umap", seed=2)(np.ones((7, 5))), np.full((7, 2), 2.0)
-    )
+    asked = []
+
+    def model(**settings):
+        asked.append(settings)
+        return Model(**settings)
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=model))
+    project = latent.projection("umap", seed=2)
+    assert project(np.ones((7, 5))).tolist() == [[6, 6]] * 7
+    assert project(np.ones((40, 5)))[0, 0] == 15
+    assert asked[0] == {"n_neighbors": 6, "random_state": 2, "n_jobs": 1}
+    with pytest.raises(InputError, match="5 points are too few"):
+        project(np.zeros((5, 3)))
 
 
 def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
@@ -168,6 +194,21 @@ def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
         (["--selector", "offline"], "has no defense 'offline'; use one of benign, in_loop"),
         (["--attack", "deepfool"], "attack 'deepfool' is unknown"),
         (["--eps", "9/255,25/255"], "2 budgets were given and one is needed"),
+        (["--attack", "overpowered"], "is a memory_defense, which has no decoder of latent codes"),
+        (["--attack", "overpowered", "--rho", "-1"], "rho -1 cannot be used"),
     ):
         with pytest.raises(InputError, match=sentence):
             tyro.cli(program, args=["--run", str(run), *arguments])
+
+
+def test_the_program_shows_a_search_in_latent_space(vae, digits, tmp_path):
+    handmade.write_run(tmp_path, digits, {"vae": vae})
+    program = importlib.import_module("eval.latent").main
+    search = ["--attack", "overpowered", "--rho", "2.5", "--draws", "1", "--steps", "1"]
+    tyro.cli(program, args=["--run", str(tmp_path), "--count", str(COUNT), *search])
+    found = json.loads((tmp_path / "latent.json").read_text())
+    assert (found["attack"], found["rho"], found["steps"]) == ("overpowered", 2.5, 1)
+    assert "eps" not in found
+    assert [np.shape(found[name]["points"]) for name in ("image", "latent", "output")] == [
+        (2 * COUNT, 2)
+    ] * 3
