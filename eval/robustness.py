@@ -24,7 +24,9 @@ from memdef_jax.evaluation.program import Where, evaluate_run, examination_for, 
 
 def main(
     run: pathlib.Path,
-    suite: Literal["paper", "defense_vae", "mad_vae", "standard", "adaptive", "quick"] = "paper",
+    suite: Literal[
+        "paper", "defense_vae", "mad_vae", "feature_denoiser", "standard", "adaptive", "quick"
+    ] = "paper",
     attacks: str | None = None,
     eps: str | None = None,
     threats: str | None = None,
@@ -43,9 +45,9 @@ def main(
 
     Args:
       run: folder that train.memory_defense filled.
-      suite: paper (Memory Defense's attacks and settings, every threat model), defense_vae or
-        mad_vae (their attacks and settings), standard (AutoAttack), adaptive (what fits the defense
-        best, and curves over eps) or quick.
+      suite: paper (Memory Defense's attacks and settings, every threat model), defense_vae,
+        mad_vae or feature_denoiser (their attacks and settings), standard (AutoAttack), adaptive
+        (what fits the defense best, and curves over eps) or quick.
       attacks: comma-separated, in place of the suite's: fgsm, rfgsm, bim, pgd, mifgsm, cw, apgd,
         apgd_margin, autoattack, square, single_pixel, noise, fmn.
       eps: comma-separated Linf budgets in units of [0, 1] pixels, in place of the suite's.
@@ -68,6 +70,7 @@ def main(
         attacks=chosen.attacks if attacks is None else console.names(attacks),
         eps=chosen.eps if eps is None else console.budgets(eps),
         threats=chosen.threats if threats is None else console.names(threats),
+        where_offered=threats is None,
         paper=chosen.paper,
         count=count or None,
         cw_count=cw_count,

@@ -267,6 +267,8 @@ def test_presets_have_the_papers_numbers():
     pgd = presets.named("pgd", 9 / 255)
     assert (pgd.steps, pgd.step_size, pgd.random_start) == (40, 0.0075, True)
     assert presets.named("fgsm", 0.1) == FGSM(eps=0.1)
+    denoised = presets.named("pgd", 0.2, "feature_denoiser")
+    assert (denoised.step_size, denoised.steps, denoised.random_start) == (0.1, 100, True)
     cw = presets.named("cw")
     assert (cw.search_steps, cw.steps, cw.learning_rate, cw.initial_const) == (5, 1000, 5e-3, 1e-2)
     vae = presets.named("cw", paper="defense_vae")

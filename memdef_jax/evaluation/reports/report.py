@@ -39,6 +39,9 @@ _NAMES = {
     "memory_defense": "Memory Defense",
     "defense_vae": "Defense-VAE",
     "mad_vae": "MAD-VAE",
+    "feature_denoiser": "Feature-map denoising autoencoder",
+    "hgd": "HGD",
+    "classifier": "Robust classifiers",
     "plain": "A defense",
 }
 _ORDER = {name: index for index, name in enumerate(("none", *THREATS, WORST))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from memdef_jax.attacks import Attack, CarliniWagnerL2, presets
+from memdef_jax.attacks import Attack, CarliniWagnerL2, balls, presets
 from memdef_jax.checks import InputError, check_eps
 from memdef_jax.evaluation.sweeps.threats import parse_threats
 
@@ -34,6 +34,10 @@ SUITES = {
     # alone, and the same on the whole pipeline.
     "defense_vae": Suite(presets.DEFENSE_VAE, ("grey_box", "adaptive"), (0.3,), "defense_vae"),
     "mad_vae": Suite(presets.MAD_VAE, ("grey_box", "adaptive"), (0.3,), "mad_vae"),
+    # Those of the feature-map denoising autoencoder, likewise.
+    "feature_denoiser": Suite(
+        presets.FEATURE_DENOISER, ("grey_box", "adaptive"), (0.2,), "feature_denoiser"
+    ),
     # What robustness is commonly quoted by.
     "standard": Suite(("autoattack",), ("grey_box", "adaptive")),
     # What fits the defense best, and curves over eps.
@@ -51,8 +55,10 @@ class SweepConfig:
 
     Attributes:
       attacks: of `attacks.presets.NAMES`.
-      eps: Linf budgets in [0, 1] pixels; CW-L2, FMN and single_pixel have none.
+      eps: budgets in [0, 1] pixels; CW-L2, FMN and single_pixel have none.
       threats: names, or ("all",).
+      where_offered: leave a threat model out where a defense offers nothing to attack under it, or
+        no benign one is there to transfer from, as ("all",) does; without it that is refused.
       count: test images, see `data.subset`; None for all.
       cw_count: fewer for CW-L2, which is slow; the first of those.
       cw_search_steps: of CW-L2, None for the paper's;
@@ -61,11 +67,14 @@ class SweepConfig:
       batch_size: images attacked at once.
       seeds: of the attacks' random draws; an attack that draws nothing is run once.
       paper: whose settings the attacks have, of `attacks.presets.PAPERS`.
+      norm: of the budgets, "linf" or "l2"; in L2 only attacks of `attacks.presets.L2`. A worst
+        case is over cells of one norm.
     """
 
     attacks: tuple[str, ...] = presets.MEMORY_DEFENSE
     eps: tuple[float, ...] = (9 / 255, 25 / 255)
     threats: tuple[str, ...] = ("all",)
+    where_offered: bool = False
     count: int | None = 500
     cw_count: int = 100
     cw_search_steps: int | None = None
@@ -74,9 +83,11 @@ class SweepConfig:
     batch_size: int = 250
     seeds: tuple[int, ...] = (0,)
     paper: str = "memory_defense"
+    norm: str = "linf"
 
     def __post_init__(self) -> None:
-        for value in self.eps:
+        balls.check_norm(self.norm)
+        for value in self.eps if self.norm == "linf" else ():
             check_eps(value)
         parse_threats(self.threats)
         for name in ("count", "cw_count", "cw_search_steps", "cw_steps", "batch_size"):
@@ -100,7 +111,7 @@ class SweepConfig:
 
     def attack(self, name: str, eps: float | None) -> Attack:
         """The named attack with its paper's settings, CW's overridden by this configuration."""
-        attack = presets.named(name, eps, self.paper)
+        attack = presets.named(name, eps, self.paper, self.norm)
         if not isinstance(attack, CarliniWagnerL2):
             return attack
         own = {

@@ -126,32 +126,50 @@ def failure(own: float, accuracy: Mapping[str, float], weaker: Sequence[str]) ->
 def worst_cases(measured: Sequence[Found]) -> list[Record]:
     """Per image the worst over threat models and seeds, for each attack and over all attacks.
 
-    "All" at a budget holds every attack with that budget, and the Linf minimum-norm attacks too:
-    an image that they lose with a smaller change is lost. Only what attacked the same number of
-    images is put together.
+    "All" at a budget is over all that `counting_at` gives. Only what has the same norm and
+    attacked the same number of images is put together.
 
     Args:
       measured: cells with their outcomes; the clean ones among them.
     """
     clean = {record["selector"]: found for record, found in measured if record["threat"] == "none"}
-    attacked = [(record, found) for record, found in measured if record["threat"] != "none"]
-    groups: dict[tuple[str, str, float | None, int], list[Found]] = {}
-    for record, found in attacked:
+    groups: dict[tuple[str, str, str, float | None, int], list[Found]] = {}
+    for record, found in measured:
+        if record["threat"] == "none":
+            continue
         for attack in (record["attack"],) if record["eps"] is None else (record["attack"], "all"):
-            key = record["selector"], attack, record["eps"], record["n"]
+            key = record["selector"], attack, record["norm"], record["eps"], record["n"]
             groups.setdefault(key, []).append((record, found))
-    for (selector, attack, eps, n), group in groups.items():
+    for (selector, attack, norm, eps, n), group in groups.items():
         if attack == "all" and eps is not None:
-            group += [
-                (record, _within(found, eps))
-                for record, found in attacked
+            alike = [
+                (record, found)
+                for record, found in measured
                 if (record["selector"], record["n"]) == (selector, n)
-                and record["attack"] in presets.MINIMAL
-                and record["norm"] == "linf"
             ]
+            group[:] = counting_at(alike, norm, eps)
     return [
         _worst(attack, eps, group, clean[selector]["correct"])
-        for (selector, attack, eps, _), group in groups.items()
+        for (selector, attack, _, eps, _), group in groups.items()
+    ]
+
+
+def counting_at(measured: Sequence[Found], norm: str, eps: float) -> list[Found]:
+    """What counts at a budget: the attacks that have it, then the minimum-norm ones of its norm.
+
+    An image that the latter lose with a smaller change is lost; a larger one is not counted.
+
+    Args:
+      measured: attacked cells of one defense, with their outcomes; others are passed over.
+      norm: of the budget, "linf" or "l2".
+      eps: the budget in [0, 1] pixels.
+    """
+    alike = [(record, found) for record, found in measured if record["norm"] == norm]
+    budgeted = [(record, found) for record, found in alike if record["eps"] == eps]
+    return budgeted + [
+        (record, _within(found, eps))
+        for record, found in alike
+        if record["attack"] in presets.MINIMAL
     ]
 
 

@@ -93,7 +93,9 @@ class Laboratory:
         x, y = to_float(jnp.asarray(self.split.images[:1])), jnp.asarray(self.split.labels[:1])
         offered = defense.surfaces(x, y)
         own = tuple(name for name in threat.surfaces if name in offered)
-        return own and own + tuple(name for name in threat.weaker if name in offered)
+        tried = [id(offered[name]) for name in own]  # a plain classifier is all there is to know
+        weaker = (n for n in threat.weaker if n in offered and id(offered[n]) not in tried)
+        return own and own + tuple(weaker)
 
     def measure(self, cell: Cell, clean: np.ndarray | None) -> tuple[Record, Outcomes]:
         """One cell; `clean` says which clean images are right, None for that very cell."""
@@ -231,10 +233,14 @@ def _settings(attack: Attack) -> dict[str, Any]:
 def _check_budget(attack: Attack, clean: jax.Array, images: jax.Array) -> None:
     """Refuse to judge images outside the threat: a number must not rest on a faulty attack."""
     values, delta = np.asarray(images), np.abs(np.asarray(images) - np.asarray(clean))
-    limit = float(getattr(attack, "eps", 1.0)) if attack.norm == "linf" else 1.0
-    inside = values.min() >= 0.0 and values.max() <= 1.0 and delta.max() <= 1.0001 * limit + 1e-6
+    limit, size = float(getattr(attack, "eps", np.inf)), delta.max()
+    if attack.norm == "l2":
+        size = np.sqrt(np.square(delta, dtype=np.float64).sum(axis=(1, 2, 3))).max()
+    elif attack.norm != "linf":
+        limit = np.inf
+    inside = values.min() >= 0.0 and values.max() <= 1.0 and size <= 1.0001 * limit + 1e-6
     if not inside:  # also with NaN
         raise InputError(
             f"{type(attack).__name__} left its budget: pixels in [{values.min():g}, "
-            f"{values.max():g}], perturbation {delta.max():g} of {limit:g}; its result is not used."
+            f"{values.max():g}], perturbation {size:g} of {limit:g}; its result is not used."
         )

@@ -7,16 +7,18 @@ import io
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from memdef_jax.checks import InputError
-from memdef_jax.files import cannot_write, write_atomic
+from memdef_jax.checks import InputError, shown
+from memdef_jax.files import cannot_write, read_most, write_atomic
 
 Record = dict[str, Any]
 RECORDS = "robustness.jsonl"
+MOST_BYTES = 1 << 30  # of all records, and of a cell's outcomes: a thousand times what is usual
 # What makes two records the same cell. A later line replaces an earlier one.
 IDENTITY = (
     "dataset",
@@ -49,14 +51,17 @@ def read_records(folder: pathlib.Path) -> dict[str, Record]:
     if not path.exists():
         return {}
     found: dict[str, Record] = {}
+    content = read_most(path, MOST_BYTES)
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{path} has more than {MOST_BYTES} bytes; move it away.")
     # What follows the last newline was cut off while it was written, even if it reads well.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             found[cell_id(record)] = record
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number} is damaged; delete that line to measure its cell again."
             ) from error
@@ -97,15 +102,27 @@ def append_record(
 
 
 def read_outcomes(folder: pathlib.Path, record: Record) -> dict[str, np.ndarray] | None:
-    """What `append_record` kept per sample, None if it is absent or not what the record names."""
-    try:
-        content = _outcomes_path(folder, record).read_bytes()
-    except OSError:
+    """What `append_record` kept per sample, None if it is absent or not what the record names.
+
+    Raises:
+      InputError: when it is what the record names and holds no arrays, or more than `MOST_BYTES`.
+    """
+    path = _outcomes_path(folder, record)
+    if not path.exists():
         return None
+    content = read_most(path, MOST_BYTES)
     if hashlib.sha256(content).hexdigest() != record.get("outcomes"):
         return None
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        return dict(stored)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"unpacked, it has more than {MOST_BYTES} bytes")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return dict(stored)
+    except Exception as error:  # of zip, zlib and NumPy, each with errors of its own
+        raise InputError(
+            f"{path} holds no outcomes ({shown(error, 200)}); delete it to measure its cell again."
+        ) from error
 
 
 def select(records: Iterable[Record], **wanted: Any) -> list[Record]:

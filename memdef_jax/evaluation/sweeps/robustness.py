@@ -13,10 +13,11 @@ from memdef_jax.defenses import Defense
 from memdef_jax.evaluation.sweeps import records
 from memdef_jax.evaluation.sweeps.config import SweepConfig
 from memdef_jax.evaluation.sweeps.counting import Found, worst_cases
-from memdef_jax.evaluation.sweeps.laboratory import Laboratory
+from memdef_jax.evaluation.sweeps.laboratory import Cell, Laboratory
 from memdef_jax.evaluation.sweeps.records import Record
 from memdef_jax.evaluation.sweeps.threats import WORST, Threat, parse_threats
 from memdef_jax.files import check_writable
+from memdef_jax.locks import locked
 from memdef_jax.training import Reporter, Silent, make_mesh
 
 
@@ -41,12 +42,12 @@ def sweep(
       The records of this sweep: clean, attacked and worst-case cells.
 
     Raises:
-      InputError: before any work, when something does not fit.
+      InputError: before any work, when something does not fit or another process works there.
     """
     reporter = reporter or Silent()
     split = subset(dataset.test, config.count)
     threats = parse_threats(config.threats)
-    chosen = config.threats != ("all",)
+    chosen = config.threats != ("all",) and not config.where_offered
     if chosen and any(t.from_benign for t in threats) and "benign" not in defenses:
         raise InputError("threat model 'transfer' needs the run's benign defense; evaluate it too.")
     for name, defense in defenses.items():
@@ -57,12 +58,19 @@ def sweep(
                 f"{dataset.info.name} has {dataset.info.image_shape} of "
                 f"{len(dataset.info.class_names)}; give the data it was trained on."
             )
-    known = records.read_records(folder)
-    check_writable(folder)
     lab = Laboratory(defenses, dataset, split, config, make_mesh())
     if chosen:
         _check_offered(lab, threats)
-    cells = list(lab.cells(threats))
+    with locked(folder, reporter.note):
+        check_writable(folder)
+        return _with_worst(_swept(lab, list(lab.cells(threats)), folder, reporter), folder)
+
+
+def _swept(
+    lab: Laboratory, cells: Sequence[Cell], folder: pathlib.Path, reporter: Reporter
+) -> list[Found]:
+    """Every cell: what the folder has, and the rest measured and stored one by one."""
+    known = records.read_records(folder)
     found: dict[str, Found] = {}
     for cell in cells:
         record = known.get(cell.name)
@@ -79,7 +87,7 @@ def sweep(
             found[cell.name] = record, outcomes
             reporter.update(len(found), {"robust_accuracy": record["robust_accuracy"]})
         clean.setdefault(selector, found[cell.name][1]["correct"])
-    return _with_worst([found[cell.name] for cell in cells], folder)
+    return [found[cell.name] for cell in cells]
 
 
 def joined(folder: pathlib.Path, found: Sequence[Record]) -> list[Record]:
@@ -88,10 +96,22 @@ def joined(folder: pathlib.Path, found: Sequence[Record]) -> list[Record]:
     Args:
       folder: the run's.
       found: what `sweep` returned. Where an earlier cell differs in nothing but an attack's
-        settings, this one stands for it.
+        settings, this one stands for it. Budgets of another norm than this sweep's stay out.
 
     Returns:
       All cells, and the worst cases over all of them.
+    """
+    norm = next((r["norm"] for r in found if r["eps"] is not None), "linf")
+    return _with_worst(stored(folder, found, norm), folder)
+
+
+def stored(folder: pathlib.Path, found: Sequence[Record], norm: str) -> list[Found]:
+    """The cells that `joined` shows, with their outcomes and without worst cases.
+
+    Args:
+      folder: the run's.
+      found: cells of a sweep, of each defense the clean one at least.
+      norm: of the budgets; cells that have no budget are there with any.
     """
     own = [record for record in found if record["threat"] != WORST]
     counts = {_subject(r): r["n"] for r in own if r["threat"] == "none"}
@@ -100,10 +120,11 @@ def joined(folder: pathlib.Path, found: Sequence[Record]) -> list[Record]:
         n = counts.get(_subject(record), 0)
         # CW-L2 may have been given fewer images; they are the first ones all the same.
         fits = record["n"] == n or (record["attack"] == "cw" and record["n"] < n)
+        fits &= record["eps"] is None or record["norm"] == norm
         if fits and record["threat"] != WORST:
             cells.setdefault(_place(record), record)
     kept = [(record, records.read_outcomes(folder, record)) for record in cells.values()]
-    return _with_worst([(record, found) for record, found in kept if found is not None], folder)
+    return [(record, outcomes) for record, outcomes in kept if outcomes is not None]
 
 
 def _subject(record: Record) -> tuple[str, ...]:

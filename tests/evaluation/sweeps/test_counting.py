@@ -108,6 +108,25 @@ def test_a_minimum_norm_attack_counts_at_every_budget_that_it_kept_within():
     assert found["cw", None, 4] == (0.0, ["grey_box/cw"])
 
 
+def test_budgets_of_two_norms_are_never_put_together():
+    found = worst_cases(
+        [
+            CLEAN,
+            cell("autoattack", 1.0, [True, True, False, False]),
+            cell("autoattack", 1.0, [True, False, True, False], norm_kind="l2"),
+            cell("fmn", None, [False] * 4, [0.5, 2.0, 2.0, 2.0]),
+            cell("cw", None, [False] * 4, [2.0, 2.0, 0.5, 2.0], norm_kind="l2"),
+        ]
+    )
+    worst = {(r["attack"], r["norm"]): r for r in found}
+    assert worst["autoattack", "linf"]["robust_accuracy"] == 0.5
+    assert worst["all", "linf"]["robust_accuracy"] == 0.25
+    assert worst["all", "linf"]["over"] == ["grey_box/autoattack", "grey_box/fmn"]
+    # The last is wrong under the attack itself, the third with a change of 0.5.
+    assert worst["all", "l2"]["robust_accuracy"] == 0.25
+    assert worst["all", "l2"]["over"] == ["grey_box/autoattack", "grey_box/cw"]
+
+
 def test_cells_of_fewer_images_are_not_put_together_with_the_rest():
     found = worst([CLEAN, cell("pgd", 0.1, [True] * 4), cell("pgd", 0.1, [False, False])])
     assert found["all", 0.1, 4][0] == 1.0

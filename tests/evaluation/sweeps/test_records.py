@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from memdef_jax.checks import InputError
+from memdef_jax.evaluation.sweeps import records
 from memdef_jax.evaluation.sweeps.records import (
     IDENTITY,
     RECORDS,
@@ -155,3 +156,11 @@ def test_records_are_selected_by_all_their_given_values():
     found = [record("a", n=1), record("a", n=2), record("b", n=1)]
     assert select(found, threat="a", n=1) == [found[0]]
     assert select(found, unknown=1) == []
+
+
+def test_outcomes_that_unpack_to_more_than_any_are_refused_before_it(tmp_path, monkeypatch):
+    stored = append_record(tmp_path, record(), {"correct": np.zeros(1_000_000, bool)})
+    assert read_outcomes(tmp_path, stored) is not None
+    monkeypatch.setattr(records, "MOST_BYTES", 500_000)
+    with pytest.raises(InputError, match=r"npz holds no outcomes .*500000 bytes.*; delete it"):
+        read_outcomes(tmp_path, stored)

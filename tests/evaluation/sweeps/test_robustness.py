@@ -405,6 +405,25 @@ def test_a_threat_that_a_defense_offers_no_surface_for_is_refused(linear, digits
     )
 
 
+def test_a_plain_classifier_is_attacked_once_and_only_where_it_can_be(linear, digits, tmp_path):
+    one = PlainDefense.of(linear, (28, 28, 1))
+    same = PlainDefense(one.spec, one.model, None, one.model)
+    config = SweepConfig(
+        attacks=("fgsm",),
+        eps=(9 / 255,),
+        threats=("transfer", "grey_box", "frozen_mask", "adaptive"),
+        where_offered=True,
+        count=COUNT,
+        batch_size=BATCH,
+    )
+    found = attacked(sweep({"mine": same}, digits, config, tmp_path))
+    assert [(r["threat"], list(r["variants"])) for r in found] == [
+        ("grey_box", ["selector"]),
+        ("adaptive", ["deployed"]),
+    ]
+    assert found[0]["robust_accuracy"] == found[1]["robust_accuracy"]
+
+
 def test_functions_that_do_not_fit_each_other_are_refused(linear):
     two = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1)[:, :2])
     with pytest.raises(InputError, match="surrogate gives 2 classes and the model 10"):
@@ -498,6 +517,31 @@ def test_other_images_and_the_same_cell_with_other_settings_are_not_joined(
     assert joined(tmp_path, more) == more
 
 
+def test_a_sweep_in_l2_stays_out_of_the_worst_case_in_linf(linear, digits, tmp_path):
+    mine = {"mine": PlainDefense.of(linear, (28, 28, 1))}
+    linf = SweepConfig(attacks=("noise",), eps=(1.0,), count=8, batch_size=8, threats=("adaptive",))
+    l2 = dataclasses.replace(linf, attacks=("noise", "fmn"), norm="l2", eps=(1.0, 3.0))
+    first, second = (sweep(mine, digits, config, tmp_path) for config in (linf, l2))
+    assert [(r["norm"], r["eps"]) for r in attacked(second)] == [
+        *(("l2", 1.0), ("l2", 3.0), ("l2", None))
+    ]
+    for record in attacked(second)[:2]:
+        lengths = read_outcomes(tmp_path, record)["norm"]
+        assert np.all(lengths <= record["eps"] * 1.0001)
+        assert lengths.max() > 0.5 * record["eps"]
+    expected = (
+        ({("linf", 1.0)}, ["adaptive/noise"]),
+        ({("l2", 1.0), ("l2", 3.0)}, ["adaptive/fmn", "adaptive/noise"]),
+    )
+    for found, (budgets, attacks) in zip((first, second), expected):
+        shown = joined(tmp_path, found)
+        assert {(r["norm"], r["eps"]) for r in shown if r["eps"] is not None} == budgets
+        (over,) = (
+            r["over"] for r in shown if (r["attack"], r["eps"], r["threat"]) == ("all", 1.0, WORST)
+        )
+        assert over == attacks
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -523,11 +567,13 @@ class Cheater:
         return Result(images, nothing > 0, *[nothing] * 5)
 
 
-@pytest.mark.parametrize("how", ["budget", "range", "nan"])
+@pytest.mark.parametrize(
+    ("how", "norm"), [("budget", "linf"), ("range", "linf"), ("nan", "linf"), ("budget", "l2")]
+)
 def test_images_crafted_outside_the_threat_are_refused(
-    monkeypatch, pair, digits, small, tmp_path, how
+    monkeypatch, pair, digits, small, tmp_path, how, norm
 ):
-    monkeypatch.setattr(SweepConfig, "attack", lambda self, name, eps: Cheater(eps, how))
+    monkeypatch.setattr(SweepConfig, "attack", lambda self, name, eps: Cheater(eps, how, norm))
     with pytest.raises(InputError, match=r"Cheater left its budget.*its result is not used"):
         sweep(pair, digits, small, tmp_path)
     assert all(json.loads(line)["threat"] == "none" for line in lines(tmp_path))
@@ -548,6 +594,9 @@ def test_images_crafted_outside_the_threat_are_refused(
         ({"eps": (float("nan"),)}, r"eps nan is outside \[0, 1\]"),
         ({"eps": (9.0,)}, r"eps 9 is outside \[0, 1\].*for example 8/255"),
         ({"eps": ()}, "no eps was given"),
+        ({"norm": "l1"}, "norm 'l1' is unknown; choose one of linf, l2"),
+        ({"norm": "l2"}, "attack 'fgsm' has no norm 'l2' here; in L2 use cw, apgd"),
+        ({"norm": "l2", "attacks": ("square",), "eps": (-1.0,)}, "eps -1"),
         ({"count": 0}, "count 0 is below 1"),
         ({"count": -3}, "count -3 is below 1"),
         ({"cw_count": 0}, "cw_count 0 is below 1"),
@@ -561,6 +610,12 @@ def test_images_crafted_outside_the_threat_are_refused(
 def test_settings_that_cannot_be_used_are_refused_at_once(change, sentence):
     with pytest.raises(InputError, match=sentence):
         SweepConfig(**change)
+
+
+def test_attacks_have_the_norm_of_the_sweep():
+    config = SweepConfig(attacks=presets.L2, norm="l2", eps=(1.5,))
+    assert {attack.norm for _, _, attack in config.budgeted()} == {"l2"}
+    assert SweepConfig(attacks=("fmn",)).attack("fmn", None).norm == "linf"
 
 
 def test_no_budget_is_needed_for_cw_alone():

@@ -1,0 +1,1 @@
+"""All defenses of one dataset under one protocol, ranked by what holds."""
