@@ -1,11 +1,12 @@
-"""Print the tables of a paper beside what was measured: Memory Defense, Defense-VAE or MAD-VAE.
+"""Print the tables of a paper beside what was measured.
 
     python -m eval.paper_tables --run DIR --table 1 5 --ablation runs/ablation
     python -m eval.paper_tables --paper defense_vae --run DIR
 
-For the latter two DIR holds one run a row of the paper, each in a folder of its own. Takes a
-second: it measures nothing, and says which command measures what is blank. The same stands in
-DIR/paper_tables.md and DIR/paper_tables.json, for the latter two in DIR/paper_tables_<paper>.md.
+For all papers but Memory Defense's, DIR holds one run a row of the paper, each in a folder of its
+own. Takes a second: it measures nothing, and says which command measures what is blank. The same
+stands in DIR/paper_tables.md and DIR/paper_tables.json, for other papers than Memory Defense's in
+DIR/paper_tables_<paper>.md.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ from memdef_jax.files import write_atomic
 
 def main(
     run: pathlib.Path,
-    paper: Literal["memory_defense", "defense_vae", "mad_vae"] = "memory_defense",
+    paper: Literal["memory_defense", "defense_vae", "mad_vae", "feature_denoiser"] = (
+        "memory_defense"
+    ),
     table: tuple[int, ...] | None = None,
     ablation: pathlib.Path | None = None,
 ) -> None:
     """Compare runs with a paper.
 
     Args:
-      run: folder that a training program filled and eval.robustness measured; for Defense-VAE and
-        MAD-VAE also a folder of such folders.
+      run: folder that a training program filled and eval.robustness measured; for all papers but
+        Memory Defense's also a folder of such folders.
       paper: whose tables.
       table: which of them; all by default.
       ablation: folder of eval.ablation, for two rows of Memory Defense's Table 5.

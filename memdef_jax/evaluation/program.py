@@ -20,6 +20,7 @@ from memdef_jax.evaluation.sweeps.config import SweepConfig
 from memdef_jax.evaluation.sweeps.records import Record
 from memdef_jax.evaluation.sweeps.robustness import joined, sweep
 from memdef_jax.files import write_atomic
+from memdef_jax.locks import locked
 from memdef_jax.training import Reporter
 from memdef_jax.training.run import read_run
 
@@ -61,19 +62,22 @@ def load_dataset(folder: pathlib.Path, defenses: Mapping[str, Defense], where: W
 
     Args:
       folder: the run's.
-      defenses: the run's; images are resized to what they take.
+      defenses: the run's; images are resized to what they take, and gray where they take gray.
       where: its data are.
 
     Raises:
       InputError: when it cannot be had or is not the one.
     """
     run = read_run(folder)
-    height, width, _ = next(iter(defenses.values())).spec.image_shape
+    if not all(isinstance(run.get(name), str) for name in ("dataset", "fingerprint")):
+        raise InputError(f"{folder} does not say what it was trained on; train anew.")
+    height, width, channels = next(iter(defenses.values())).spec.image_shape
     dataset = data.load(
         where.dataset or run["dataset"],
         data_dir=where.data_dir,
         raw_dir=where.raw_dir,
         image_size=(height, width),
+        gray=channels == 1,
     )
     if dataset.info.fingerprint != run["fingerprint"]:
         raise InputError(
@@ -113,44 +117,45 @@ def evaluate_run(
     Raises:
       InputError: as `sweep`.
     """
-    found = joined(folder, sweep(defenses, dataset, config, folder, reporter))
-    test = data.subset(dataset.test, config.count)
-    diagnostics = {
-        name: template_diagnostics(defense, dataset.train, test)
-        for name, defense in defenses.items()
-        if isinstance(defense, MemoryDefense)
-    }
-    write_atomic(folder / "diagnostics.json", json.dumps(diagnostics, indent=2))
-    examined: dict[str, Any] = {}
-    if examination is not None:
-        examined = examine(folder, defenses, dataset, found, examination, reporter)
-    heading = report.title(found[0]["defense"], dataset, instead_of)
-    words = report.in_words(found, diagnostics)
-    pictured = illustrate.draw(folder, dataset, defenses, config, found)
-    report.write_report(folder, dataset, found, diagnostics, pictured, heading)
-    info = dataset.info
-    summary = summarise(
-        folder,
-        found,
-        info.class_names,
-        heading=heading,
-        words=words,
-        data={"name": info.name, "source": info.source, "fingerprint": info.fingerprint},
-        diagnostics=diagnostics,
-        provenance={
-            "command": command,
-            "sweep": dataclasses.asdict(config),
-            "examination": dataclasses.asdict(examination) if examination else None,
-            "device": found[0]["device"],
-            "versions": found[0]["versions"],
-            "training": _training(folder),
-        },
-        **examined,
-    )
-    write_atomic(folder / "report.json", json.dumps(summary, indent=1))
-    path = folder / "report.html"
-    write_atomic(path, page.render(summary, pictured))
-    return Evaluation(heading, found, words, path)
+    with locked(folder, reporter.note):
+        found = joined(folder, sweep(defenses, dataset, config, folder, reporter))
+        test = data.subset(dataset.test, config.count)
+        diagnostics = {
+            name: template_diagnostics(defense, dataset.train, test)
+            for name, defense in defenses.items()
+            if isinstance(defense, MemoryDefense)
+        }
+        write_atomic(folder / "diagnostics.json", json.dumps(diagnostics, indent=2))
+        examined: dict[str, Any] = {}
+        if examination is not None:
+            examined = examine(folder, defenses, dataset, found, examination, reporter)
+        heading = report.title(found[0]["defense"], dataset, instead_of)
+        words = report.in_words(found, diagnostics)
+        pictured = illustrate.draw(folder, dataset, defenses, config, found)
+        report.write_report(folder, dataset, found, diagnostics, pictured, heading)
+        info = dataset.info
+        summary = summarise(
+            folder,
+            found,
+            info.class_names,
+            heading=heading,
+            words=words,
+            data={"name": info.name, "source": info.source, "fingerprint": info.fingerprint},
+            diagnostics=diagnostics,
+            provenance={
+                "command": command,
+                "sweep": dataclasses.asdict(config),
+                "examination": dataclasses.asdict(examination) if examination else None,
+                "device": found[0]["device"],
+                "versions": found[0]["versions"],
+                "training": _training(folder),
+            },
+            **examined,
+        )
+        write_atomic(folder / "report.json", json.dumps(summary, indent=1))
+        path = folder / "report.html"
+        write_atomic(path, page.render(summary, pictured))
+        return Evaluation(heading, found, words, path)
 
 
 def examination_for(config: SweepConfig) -> Examination:

@@ -1,20 +1,34 @@
-"""What the papers of Defense-VAE (arXiv 1812.06570) and MAD-VAE (arXiv 2011.01755) print.
+"""What the papers of the VAE defenses and of the feature-map denoiser print.
+
+Defense-VAE: arXiv 1812.06570; MAD-VAE: arXiv 2011.01755; the feature-map denoising autoencoder.
 
 Of Defense-VAE: Tables 1, 2, 3, 7 and 8, and the run times of Table 4. Its Table 2 does not say
 which variant it is about; where it repeats a number of Table 1, that is Defense-VAE-REC's. Of
 MAD-VAE: Tables 1, 2 and 3, in percent here. In its Table 2 the accuracy without attack depends on
 the substitute, though the classifier under attack is the same one. Its published code counts how
-often the pipeline answers as the classifier does without attack, not how often it is right.
+often the pipeline answers as the classifier does without attack, not how often it is right. Of the
+feature-map denoiser: Tables 1 and 2, the latter on gray CIFAR-10 at 28 pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
+from memdef_jax.evaluation.papers.printed_text import (
+    DEFENSE_VAE,
+    FEATURE_DENOISER,
+    MAD_VAE,
+    Table,
+)
 from memdef_jax.evaluation.papers.published import Printed
 
-TABLES = {"defense_vae": (1, 2, 3, 4, 7, 8), "mad_vae": (1, 2, 3)}
+TABLES = {
+    "defense_vae": (1, 2, 3, 4, 7, 8),
+    "mad_vae": (1, 2, 3),
+    "feature_denoiser": (1, 2),
+}
 
 # Table 4 of Defense-VAE: seconds for 1000 images of Fashion-MNIST on an NVIDIA Titan Xp.
 SECONDS = {
@@ -25,7 +39,6 @@ SECONDS = {
     "Defense-GAN, L = 400, R = 20": 1720.13,
 }
 
-EPS = 0.3  # of every attack that has a budget
 WITHOUT_EPS = ("clean", "cw", "single_pixel", "overpowered")
 CLEAN, UNDEFENDED = "clean", "undefended"
 
@@ -44,8 +57,27 @@ _SYSTEMS = {
     "Classification": "classification",
     "Proximity and Distance": "proximity_distance",
     "Combined": "combined",
+    "Unsecured": UNDEFENDED,
+    "Madry": "linear",
+    "HGD": "logits",
+    "Ours": "perceptual",
+    "Ours on pixels alone": "pixel",
 }
 USUAL = ("cw", "fgsm", "rfgsm")  # what purifiers are trained on but in Table 2 of Defense-VAE
+# What a run of these kinds was trained on; runs of all others are of the paper's own kind.
+_DENOISED = ("fgsm", "pgd")
+_KINDS = {"Madry": ("classifier", ("pgd 0.2",)), "HGD": ("hgd", _DENOISED)}
+# Datasets that a run may have in place of a paper's, under a heading of their own.
+STAND_INS = {"cifar10-jpeg": ("cifar10", "CIFAR-10 (JPEG)")}
+
+
+class Row(NamedTuple):
+    """Which run a number is about: its kind, data, classifier, and what it learned from."""
+
+    kind: str
+    dataset: str
+    classifier: str
+    trained: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,19 +86,27 @@ class PrintedVAE(Printed):
 
     `row` is the classifier, or classifier/substitute, or what is counted; `system` is "clean" (the
     undefended classifier on clean images), "undefended" (the same under attack), a variant of the
-    defense, or None for systems of other authors.
+    defense, or None for systems of other authors. `percent` is None where only ours exists.
 
     Attributes:
       column: as printed.
+      kind: of the run that ours comes from.
       classifier: that is defended, as in `nn.CLASSIFIERS`.
       substitute: on which the attack was crafted, None where it was the classifier itself.
-      trained: attacks that the purifier was trained on, in the order of the alphabet.
+      trained: attacks that the purifier was trained on, in the order of the alphabet; of a
+        classifier the one, and its eps.
     """
 
     column: str
+    kind: str
     classifier: str
     substitute: str | None = None
     trained: tuple[str, ...] = USUAL
+
+    @property
+    def row_key(self) -> Row:
+        """The run that ours comes from."""
+        return Row(self.kind, self.dataset, self.classifier, self.trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,203 +119,7 @@ class Average:
     percent: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    number: int
-    dataset: str
-    columns: str  # separated by commas
-    rows: str  # attack, row, one number a column ("-" for none); the last may be the averages
-    classifier: str | None = None  # the row names it if None
-    percent: bool = True  # else fractions
-
-
-_VARIANTS = "No Attack, No Defense, Defense-VAE, Defense-VAE-REC, Defense-VAE-E2E, Defense-GAN"
-_OTHERS = f"{_VARIANTS}, MagNet, Adversarial Training"
-_OBJECTIVES = "Vanilla, Classification, Proximity and Distance, Combined"
-
-_DEFENSE_VAE = (
-    _Table(
-        1,
-        "fashion_mnist",
-        _OTHERS,
-        """
-        fgsm  A 90.85  9.18 86.9  89.03 91.02 87.9  8.9 79.7
-        fgsm  B 71.62 15.89 70.88 74.41 77.86 62.9 16.8 13.6
-        fgsm  C 90.78  8.68 85.8  89.72 90.85 89.6 11.0 80.4
-        fgsm  D 86.94  8.51 85.36 87.09 89.26 87.5  9.9 69.8
-        rfgsm A 90.85  7.91 86.42 88.91 90.57 88.8  9.6 44.7
-        rfgsm B 71.62 13.14 71.12 73.91 77.09 66.1 16.1 11.9
-        rfgsm C 90.78  5.48 86.42 89.38 90.28 89.3 11.2 69.9
-        rfgsm D 86.94  7.79 85.77 87.18 88.97 86.2 10.4 62.6
-        cw    A 90.85 11.67 81.81 86.99 88.54 89.6  6.0 15.7
-        cw    B 71.62 18.74 67.43 73.69 74.72 65.6 13.1 11.8
-        cw    C 90.78  7.70 78.64 87.47 88.69 89.6  8.4 10.7
-        cw    D 86.94  9.35 64.38 86.21 87.83 87.5  6.9 14.9
-        Average 84.05 10.34 79.24 84.50 86.31 82.55 10.69 40.48
-        """,
-    ),
-    _Table(
-        1,
-        "mnist",
-        _OTHERS,
-        """
-        fgsm  A 99.15 14.65 98.29 98.98 99.28 98.8 19.1 65.1
-        fgsm  B 96.10  1.81 95.92 95.97 96.91 95.6  8.2  6.0
-        fgsm  C 99.08 29.53 98.41 98.91 99.24 98.9 16.3 78.6
-        fgsm  D 97.87  4.33 97.56 98.16 98.05 98.0  9.4 73.2
-        rfgsm A 99.15  8.65 98.40 99.08 99.34 98.8 17.1 77.4
-        rfgsm B 96.10  1.65 95.83 96.04 96.87 94.4  9.1 13.8
-        rfgsm C 99.08  5.99 98.33 98.87 99.35 98.5 15.1 90.7
-        rfgsm D 97.87  3.25 97.81 98.3  98.05 98.0 11.5 53.9
-        cw    A 99.15  8.45 92.69 95.12 96.95 98.9  3.8  7.7
-        cw    B 96.10  3.00 87.66 88.56 95.08 91.6  3.4 28.0
-        cw    C 99.08  5.53 94.46 96.05 96.44 98.9  2.5  3.1
-        cw    D 97.87  3.92 83.42 89.46 95.71 98.3  2.1  1.0
-        Average 98.05  7.56 94.90 96.13 97.61 97.39 9.80 27.38
-        """,
-    ),
-    _Table(
-        2,
-        "fashion_mnist",
-        "Trained on other 2, Trained on other 2 and DeepFool, Trained on 3",
-        """
-        fgsm  A 87.34   -   89.03
-        fgsm  B 73.38   -   74.41
-        fgsm  C 88.03   -   89.72
-        fgsm  D 86.49   -   87.09
-        rfgsm A 87.30   -   88.91
-        rfgsm B 73.59   -   73.91
-        rfgsm C 88.19   -   89.38
-        rfgsm D 86.73   -   87.18
-        cw    A 43.48 85.06 86.99
-        cw    B 34.52 71.64 73.69
-        cw    C 44.45 85.22 87.47
-        cw    D 30.77 84.69 86.21
-        """,
-    ),
-    _Table(
-        3,
-        "fashion_mnist",
-        _OTHERS,
-        """
-        fgsm A/B 90.85 37.92 83.69 86.64 86.39 58.60 54.04 73.93
-        fgsm A/E 90.85 24.94 76.97 83.02 83.61 47.90 33.11 69.45
-        fgsm B/B 71.62 17.61 73.66 72.42 75.22 49.40 38.12 31.77
-        fgsm B/E 71.62 13.44 69.29 69.36 71.78 37.20 31.19 26.17
-        fgsm C/B 90.78 39.14 83.64 86.88 87.67 52.89 46.64 77.91
-        fgsm C/E 90.78 22.89 76.27 80.16 80.32 48.71 30.16 75.04
-        fgsm D/B 86.94 32.87 80.31 85.80 84.78 57.79 54.78 61.72
-        fgsm D/E 86.94 23.51 70.66 79.48 77.53 40.07 33.96 50.93
-        Average  85.05 26.54 76.81 80.47 80.91 49.07 40.25 58.37
-        """,
-    ),
-    _Table(
-        3,
-        "mnist",
-        _OTHERS,
-        """
-        fgsm A/B 99.15 65.89 98.68 98.71 99.16 93.12 69.37 96.54
-        fgsm A/E 99.15 76.32 98.64 98.92 99.19 91.39 67.10 96.68
-        fgsm B/B 96.10 14.40 95.89 95.95 96.71 90.57 56.87 20.92
-        fgsm B/E 96.10 26.48 96.26 95.81 97.09 88.41 46.27 11.20
-        fgsm C/B 99.08 60.74 97.91 98.02 99.15 93.57 75.71 98.34
-        fgsm C/E 99.08 72.73 98.30 98.59 99.28 92.23 67.60 98.43
-        fgsm D/B 97.87 33.36 97.68 98.22 97.85 92.72 68.17 76.67
-        fgsm D/E 97.87 39.95 97.72 98.22 97.69 91.64 60.73 76.76
-        Average  98.05 48.73 97.63 97.81 98.27 91.71 63.98 71.92
-        """,
-    ),
-    _Table(
-        7,
-        "celeba",
-        _OTHERS,
-        """
-        fgsm  A 96.55  3.94 92.40 94.89 95.10 92.55  9.85 12.25
-        fgsm  B 93.69  5.20 90.05 92.45 92.85 91.40  9.20 23.45
-        fgsm  C 95.62  4.45 92.47 94.46 95.25 92.55 10.85 11.30
-        fgsm  D 94.89  5.92 90.05 93.66 93.91 92.05  9.75 77.55
-        rfgsm A 96.55  4.04 92.11 94.56 95.34 92.80 11.05  7.00
-        rfgsm B 93.69  4.76 90.55 92.57 93.07 90.30 10.15 45.15
-        rfgsm C 95.62  5.12 91.70 93.76 94.15 92.00 10.45 10.55
-        rfgsm D 94.89  6.15 91.42 93.53 93.87 91.65 11.05  6.96
-        cw    A 96.55  4.94 93.70 95.07 95.90 82.10  9.85 56.90
-        cw    B 93.69  4.90 90.65 92.40 93.55 74.65  9.55  7.25
-        cw    C 95.62  8.00 93.28 94.57 95.92 79.85  9.85 26.35
-        cw    D 94.89  6.47 91.15 93.12 93.39 77.40 10.40 50.10
-        Average 95.19  5.32 91.63 93.75 94.36 87.44 10.17 27.90
-        """,
-    ),
-    _Table(
-        7,
-        "cifar10",
-        _VARIANTS,
-        """
-        fgsm  A 86.52 2.44 44.86 48.52 50.72 51.92
-        fgsm  C 87.62 5.05 43.92 47.29 47.39 47.84
-        fgsm  D 61.76 8.24 47.75 50.69 53.36 33.80
-        rfgsm A 86.52 3.71 39.84 47.80 50.51 50.36
-        rfgsm C 87.62 3.87 41.28 46.16 47.91 48.52
-        rfgsm D 61.76 7.94 47.88 50.67 51.18 26.78
-        cw    A 86.52 2.34 38.41 45.91 49.44 45.62
-        cw    C 87.62 7.13 41.21 46.26 46.19 43.87
-        cw    D 61.76 7.78 53.32 55.81 57.21 20.35
-        Average 78.63 5.39 44.27 48.79 50.43 41.01
-        """,
-    ),
-    _Table(
-        8,
-        "cifar10",
-        _VARIANTS,
-        """
-        fgsm C/E 87.62 14.13 37.22 42.68 45.72 20.24
-        fgsm D/E 61.76 10.39 32.60 38.10 37.18 11.68
-        Average  74.69 12.16 34.91 40.39 41.45 16.32
-        """,
-    ),
-)
-
-_MAD_VAE = (
-    _Table(
-        1,
-        "mnist",
-        f"No Attack, No Defense, {_OBJECTIVES}",
-        """
-        fgsm         MagNet 0.9931 0.1316 0.9675 0.9899 0.9836 0.9905
-        rfgsm        MagNet 0.9931 0.1521 0.9734 0.9914 0.9862 0.99
-        cw           MagNet 0.9931 0.0075 0.9772 0.9906 0.985  0.9914
-        mifgsm       MagNet 0.9931 0.0074 0.963  0.989  0.9816 0.9887
-        pgd          MagNet 0.9931 0.0073 0.9725 0.9883 0.9827 0.988
-        single_pixel MagNet 0.9931 0.9977 0.9845 0.9887 0.9877 0.9887
-        """,
-        percent=False,
-    ),
-    _Table(
-        2,
-        "mnist",
-        f"No Attack, No Defense, {_OBJECTIVES}",
-        """
-        fgsm MagNet/A 0.9939 0.0487 0.9615 0.9792 0.9698 0.9774
-        fgsm MagNet/B 0.9925 0.0144 0.9513 0.9726 0.9632 0.9704
-        fgsm MagNet/C 0.9938 0.0546 0.9653 0.9741 0.967  0.966
-        fgsm MagNet/D 0.9812 0.0173 0.9319 0.9419 0.95   0.9387
-        fgsm MagNet/E 0.9807 0.0155 0.9305 0.946  0.9528 0.9389
-        """,
-        percent=False,
-    ),
-    _Table(
-        3,
-        "mnist",
-        f"Identity, {_OBJECTIVES}",
-        """
-        overpowered accuracy          0.3078 0.4443 0.386 0.4345 0.3885
-        overpowered original_accuracy 0.199  0.335  0.273 0.329  0.284
-        """,
-        classifier="magnet",
-        percent=False,
-    ),
-)
-
-_PAPERS = {"defense_vae": _DEFENSE_VAE, "mad_vae": _MAD_VAE}
+_PAPERS = {"defense_vae": DEFENSE_VAE, "mad_vae": MAD_VAE, "feature_denoiser": FEATURE_DENOISER}
 
 
 @functools.cache
@@ -285,7 +129,7 @@ def printed(paper: str) -> tuple[PrintedVAE, ...]:
     Accuracy without attack, which the papers repeat for every attack, is there once a row.
 
     Args:
-      paper: "defense_vae" or "mad_vae".
+      paper: one of `TABLES`.
     """
     found = []
     for table in _PAPERS[paper]:
@@ -299,6 +143,7 @@ def printed(paper: str) -> tuple[PrintedVAE, ...]:
                     continue
                 system = _SYSTEMS.get(column)
                 name = CLEAN if system == CLEAN else attack
+                kind, trained = _KINDS.get(column, (paper, _trained(paper, column, attack)))
                 found.append(
                     PrintedVAE(
                         table=table.number,
@@ -306,12 +151,13 @@ def printed(paper: str) -> tuple[PrintedVAE, ...]:
                         row=row,
                         system=system,
                         attack=name,
-                        eps=None if name in WITHOUT_EPS else EPS,
-                        percent=float(number) if table.percent else round(100 * float(number), 2),
+                        eps=None if name in WITHOUT_EPS else table.eps,
+                        percent=_percent(number, table),
                         column=column,
+                        kind=kind,
                         classifier=classifier,
                         substitute=substitute or None,
-                        trained=_trained(column, attack),
+                        trained=trained,
                     )
                 )
     return tuple(dict.fromkeys(found))
@@ -319,7 +165,7 @@ def printed(paper: str) -> tuple[PrintedVAE, ...]:
 
 @functools.cache
 def averages(paper: str) -> tuple[Average, ...]:
-    """Every printed average, in the order of the tables and their columns; MAD-VAE has none."""
+    """Every printed average, in the order of the tables and their columns; most have none."""
     return tuple(
         Average(table.number, table.dataset, column, float(number))
         for table in _PAPERS[paper]
@@ -329,12 +175,20 @@ def averages(paper: str) -> tuple[Average, ...]:
     )
 
 
-def _lines(table: _Table) -> list[list[str]]:
+def _lines(table: Table) -> list[list[str]]:
     return [line.split() for line in table.rows.strip().splitlines()]
 
 
-def _trained(column: str, attack: str) -> tuple[str, ...]:
+def _percent(number: str, table: Table) -> float | None:
+    if number == "NA":
+        return None
+    return float(number) if table.percent else round(100 * float(number), 2)
+
+
+def _trained(paper: str, column: str, attack: str) -> tuple[str, ...]:
     """The attacks of a purifier's training; Table 2 leaves out the one it is tested with."""
+    if paper == "feature_denoiser":
+        return _DENOISED
     if "other 2" not in column:
         return USUAL
     more = ("deepfool",) if "DeepFool" in column else ()

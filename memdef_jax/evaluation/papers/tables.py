@@ -186,7 +186,7 @@ def find_cell(
     cells = [
         r
         for r in select(found, threat=threat, attack=attack)
-        if attack in ("clean", "cw") or same_eps(r["eps"], eps)
+        if attack in ("clean", "cw") or (same_eps(r["eps"], eps) and r["norm"] != "l2")
     ]
 
     def weight(record: Record) -> tuple[int, int, int]:  # a worst case of more cells comes first

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from memdef_jax.checks import InputError
-from memdef_jax.evaluation.papers import vae_table_report, vae_tables
+from memdef_jax.evaluation.papers import vae_sources, vae_table_report, vae_tables
 from memdef_jax.evaluation.papers.published_vae import TABLES, Average, printed
 from memdef_jax.evaluation.sweeps.records import append_record
 from memdef_jax.training.run import VERSION
@@ -72,15 +72,16 @@ def judged(**robust):
     }
 
 
-def write_overpowered(folder, variants, **fields):
+def write_overpowered(folder, variants, name="overpowered", **fields):
     content = {"dataset": "mnist", "fingerprint": "f", "kind": "mad_vae", "n": 40}
+    content |= {"target": "classifier" if "classifier" in name else "deployed"}
     content |= {"rhos": [1.0, 2.5, 3.0, 3.5], "variants": variants} | fields
-    (folder / "overpowered.json").write_text(json.dumps(content))
+    (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def compared(folder, paper="defense_vae", tables=None):
     return vae_tables.compare(
-        paper, vae_tables.read_sources(folder, paper), tables or TABLES[paper]
+        paper, vae_sources.read_sources(folder, paper), tables or TABLES[paper]
     )
 
 
@@ -193,7 +194,7 @@ def test_the_folder_may_be_the_run_itself_and_faces_come_from_a_folder(tmp_path)
 def test_two_runs_of_a_row_are_refused(tmp_path):
     first, second = write_run(tmp_path / "x"), write_run(tmp_path / "y", attacks=THREE[::-1])
     with pytest.raises(InputError, match=f"{first} and {second} are runs on the same dataset"):
-        vae_tables.read_sources(tmp_path, "defense_vae")
+        vae_sources.read_sources(tmp_path, "defense_vae")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
@@ -201,7 +202,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
     sentence = f"{tmp_path} holds no run of Defense-VAE, nor do the folders in it; train one first"
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=sentence.replace(str(tmp_path), str(folder))):
-            vae_tables.read_sources(folder, "defense_vae")
+            vae_sources.read_sources(folder, "defense_vae")
 
 
 def test_a_table_that_is_not_compared_is_refused():
@@ -294,10 +295,34 @@ def test_the_overpowered_attack_has_two_accuracies(mad):
     original = cell(found, 3, "Vanilla", "overpowered", "original_accuracy")  # 33.5
     assert original.differences == pytest.approx({"overpowered": 30 - 33.5})
     assert not cell(found, 3, "Combined", "overpowered", "accuracy").readings
-    (source,) = vae_tables.read_sources(mad, "mad_vae")
+    (source,) = vae_sources.read_sources(mad, "mad_vae")
     (remark,) = source.remarks
     assert "vanilla found an image in 90.0%" in remark
     assert "25.0% of these show another class" in remark
+
+
+def test_a_search_on_the_classifier_alone_is_a_reading_of_its_own(mad):
+    ours, published = "overpowered", "overpowered, classifier alone"
+    write_overpowered(mad, {"vanilla": counted(0.6, 0.5)}, name="overpowered-classifier")
+    alone = cell(compared(mad, "mad_vae"), 3, "Vanilla", "overpowered", "accuracy")
+    assert percents(alone) == pytest.approx({published: 60})
+    write_overpowered(mad, {"vanilla": counted(0.45, 0.3)})
+    sources = vae_sources.read_sources(mad, "mad_vae")
+    both = cell(vae_tables.compare("mad_vae", sources, [3]), 3, "Vanilla", ours, "accuracy")
+    assert percents(both) == pytest.approx({ours: 45, published: 60})
+    assert "on vanilla's classifier alone found" in sources[0].remarks[1]
+
+
+def test_each_search_that_is_missing_has_its_command(mad):
+    every = dict.fromkeys(VARIANTS["mad_vae"], counted(0.45, 0.3))
+    one = f"python -m eval.overpowered --run {mad}"
+    write_overpowered(mad, every)
+    (line,) = commands(mad, "mad_vae")
+    assert line.endswith(f", then `{one} --target classifier`")
+    assert f"`{one}`" not in line
+    write_overpowered(mad, every, name="overpowered-classifier")
+    (line,) = commands(mad, "mad_vae")
+    assert "eval.overpowered" not in line
 
 
 def test_over_other_noise_it_is_another_number(mad):
@@ -333,6 +358,11 @@ def test_a_mad_vae_is_compared_in_percent(mad):
             '{"fingerprint": "f", "rhos": [1.0, 2.5, 3.0, 3.5], "n": 1, "variants": {"vae": 1}}',
             "is damaged; delete it and measure again with `python -m eval.overpowered --run ",
         ),
+        (
+            "overpowered-classifier.json",
+            "[]",
+            "measure again with `python -m eval.overpowered --run .* --target classifier`",
+        ),
         ("robustness.jsonl", "{}\n", "line 1 is damaged"),
         ("run.json", "{", "is damaged; choose a new folder"),
         ("run.json", '{"version": 1, "run": {"kind": "defense_vae"}}', "is damaged; choose a new"),
@@ -342,7 +372,7 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path, name, content, sent
     run = write_run(tmp_path / "any")
     (run / name).write_text(content)
     with pytest.raises(InputError, match=sentence) as error:
-        vae_tables.read_sources(tmp_path, "defense_vae")
+        vae_sources.read_sources(tmp_path, "defense_vae")
     assert str(run / name) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -511,10 +541,12 @@ def test_a_mad_vae_needs_all_three_kinds_of_measurement(mad):
     assert line == (
         f"`python -m eval.robustness --run {mad} --suite mad_vae`, then "
         f"`python -m eval.black_box --run {mad} --substitutes a b c d e`, then "
-        f"`python -m eval.overpowered --run {mad}`"
+        f"`python -m eval.overpowered --run {mad}`, then "
+        f"`python -m eval.overpowered --run {mad} --target classifier`"
     )
     fill(mad, row="MagNet", paper="mad_vae")
-    write_overpowered(mad, {name: counted(0.4, 0.3) for name in VARIANTS["mad_vae"]})
+    for name in ("overpowered", "overpowered-classifier"):
+        write_overpowered(mad, dict.fromkeys(VARIANTS["mad_vae"], counted(0.4, 0.3)), name=name)
     assert commands(mad, "mad_vae", (1, 3)) == []
 
 
@@ -578,3 +610,121 @@ def test_the_program_refuses_an_ablation_and_what_holds_no_run(tmp_path, program
         tyro.cli(program, args=arguments)
     with pytest.raises(InputError, match="has nothing of mad_vae; leave it out"):
         tyro.cli(program, args=[*arguments, "--ablation", str(tmp_path)])
+
+
+# --- the feature-map denoiser -------------------------------------------------------------------
+
+
+def write_denoisers(folder, dataset="mnist", **fields):
+    """A denoiser, an HGD and an adversarially trained classifier of one dataset."""
+    learned = {"classifier": {"architecture": "lenet"}, "examples": {"attacks": ["pgd", "fgsm"]}}
+    robust = {"architecture": "lenet", "training": {"recipe": "pgd", "eps": 0.2}}
+    kinds = {
+        "feature_denoiser": (learned, ["perceptual", "pixel"]),
+        "hgd": (learned, ["logits"]),
+        "classifier": (robust, ["linear", "memory"]),
+    }
+    return [
+        write_run(folder / kind, dataset, kind=kind, config=config, defenses=names, **fields)
+        for kind, (config, names) in kinds.items()
+    ]
+
+
+def test_a_denoisers_tables_are_of_runs_of_three_kinds(tmp_path):
+    own, hgd, robust = write_denoisers(tmp_path)
+    measure(own, "none", "clean", None, 98, variant="perceptual", alone=99)
+    measure(own, "grey_box", "fgsm", 0.2, 91, variant="perceptual", alone=20)
+    measure(own, "adaptive", "fgsm", 0.2, 3, variant="perceptual", alone=70)
+    measure(own, "grey_box", "fgsm", 0.2, 85, variant="pixel", alone=20)
+    measure(own, "grey_box", "fgsm", 0.3, 1, variant="perceptual", alone=1)
+    measure(hgd, "grey_box", "pgd", 0.2, 83, variant="logits")
+    measure(robust, "grey_box", "pgd", 0.2, 92, variant="linear")
+    measure(robust, "grey_box", "pgd", 0.2, 1, variant="memory")
+    found = compared(tmp_path, "feature_denoiser", (1,))
+
+    def line(column, attack):
+        return cell(found, 1, column, attack, "LeNet")
+
+    ours = line("Ours", "fgsm")
+    assert percents(ours) == pytest.approx({"grey_box": 91, "adaptive": 3})
+    assert (ours.printed.percent, ours.reproduced_by) == (92.1, ("grey_box",))
+    assert percents(line("Unsecured", "fgsm")) == pytest.approx({"grey_box": 20})
+    assert percents(line("No Attack", "clean")) == pytest.approx({"clean": 99})
+    assert line("HGD", "pgd").differences == pytest.approx({"grey_box": 83 - 83.3})
+    assert line("Madry", "pgd").differences == pytest.approx({"grey_box": 92 - 92.5})
+    pixel = line("Ours on pixels alone", "fgsm")
+    assert (percents(pixel), pixel.printed.percent) == ({"grey_box": pytest.approx(85)}, None)
+    assert (pixel.differences, pixel.verdict) == ({}, "")
+
+
+def test_other_classifiers_are_no_rows_of_the_denoisers_paper(tmp_path):
+    write_denoisers(tmp_path)
+    for name, change in (("a", {"eps": 0.1}), ("b", {"eps": 0.1}), ("c", {"recipe": "trades"})):
+        training = {"recipe": "pgd", "eps": 0.2} | change
+        config = {"architecture": "lenet", "training": training}
+        write_run(tmp_path / name, kind="classifier", config=config)
+    kinds = [s.kind for s in vae_sources.read_sources(tmp_path, "feature_denoiser")]
+    assert sorted(kinds) == ["classifier", "feature_denoiser", "hgd"]
+
+
+def test_blanks_of_a_denoisers_tables_have_commands_for_each_kind(tmp_path):
+    own, *_ = write_denoisers(tmp_path / "three")
+    mnist = commands(tmp_path, "feature_denoiser", (1,))
+    suite = "--suite feature_denoiser`"
+    assert len(mnist) == 3
+    assert mnist[0] == f"`python -m eval.robustness --run {own} {suite}"
+    gray = commands(tmp_path, "feature_denoiser", (2,))
+    data = "--dataset cifar10 --gray --image-size 28"
+    assert gray == [
+        f"`python -m train.feature_denoiser --run {tmp_path / 'cifar10-lenet'} {data}`, then "
+        f"`python -m eval.robustness --run {tmp_path / 'cifar10-lenet'} {suite}",
+        f"`python -m train.classifier --run {tmp_path / 'classifier-cifar10-lenet'} {data} "
+        "--config.architecture lenet --config.variants linear --config.training.eps 0.2 "
+        "--config.training.clean-share 0`, then "
+        f"`python -m eval.robustness --run {tmp_path / 'classifier-cifar10-lenet'} {suite}",
+        f"`python -m train.hgd --run {tmp_path / 'hgd-cifar10-lenet'} {data}`, then "
+        f"`python -m eval.robustness --run {tmp_path / 'hgd-cifar10-lenet'} {suite}",
+    ]
+
+
+def test_what_the_denoisers_paper_cannot_have_measured_is_doubted(tmp_path):
+    first, second = (
+        {(p.attack, p.percent) for p in printed("feature_denoiser") if p.table == table}
+        & {("fgsm", 22.1), ("pgd", 16.1)}
+        for table in (1, 2)
+    )
+    assert first == second == {("fgsm", 22.1), ("pgd", 16.1)}
+    write_denoisers(tmp_path)
+    said = vae_table_report.report(tmp_path, "feature_denoiser").said
+    assert sum("digit by digit" in text for text in said) == 1
+    only = vae_table_report.report(tmp_path, "feature_denoiser", (1,)).said
+    assert not any("digit by digit" in text for text in only)
+
+
+# --- other images in a dataset's place ----------------------------------------------------------
+
+
+def test_the_lossy_copy_of_cifar10_has_a_table_of_its_own_and_reproduces_nothing(tmp_path):
+    jpeg, name = "folder:cifar10-jpeg", "Table 7, CIFAR-10 (JPEG)"
+    run = write_run(tmp_path / "jpeg", jpeg, "a")
+    measure(run, "grey_box", "fgsm", 0.3, 45, dataset=jpeg, alone=2)  # the paper prints 44.86
+    report = vae_table_report.report(tmp_path, "defense_vae", (7,))
+    assert [s.heading for s in report.sheets] == ["Table 7, celeba", "Table 7, cifar10", name]
+    line = shown(tmp_path, 7, name)["A", "fgsm", "Defense-VAE"]
+    assert (line["grey_box"], line["reproduced by"]) == ("45.0 (+0.1)", "other data")
+    assert not shown(tmp_path, 7, "Table 7, cifar10")["A", "fgsm", "Defense-VAE"]["grey_box"]
+    assert shown(tmp_path, 7, name)["Average", "", "Defense-VAE"]["grey_box"].endswith("1 of 9")
+    assert not any("come within" in text for text in report.said)
+    assert any(text.startswith("CIFAR-10 (JPEG) is not the paper's") for text in report.said)
+    assert any("--dataset folder:cifar10-jpeg " in text for text in report.said)
+    cells = [c for c in report.numbers["cells"] if c["readings"]]
+    assert {(c["dataset"], *c["reproduced_by"]) for c in cells} == {("cifar10-jpeg",)}
+    assert name in report.document
+
+
+def test_gray_ones_stand_beside_the_denoisers_second_table(tmp_path):
+    own, *_ = write_denoisers(tmp_path, "folder:cifar10-jpeg")
+    fields = {"dataset": "folder:cifar10-jpeg", "variant": "perceptual"}
+    measure(own, "grey_box", "pgd", 0.2, 38, **fields)
+    lines = shown(tmp_path, 2, "Table 2, CIFAR-10 (JPEG)", "feature_denoiser")
+    assert lines["LeNet", "pgd", "Ours"]["grey_box"] == "38.0 (-0.5)"
