@@ -4,7 +4,8 @@
 
 Presets are quick (about three minutes on two CPU cores), paper (its settings, ResNet-50) and robust
 (for a GPU). Any setting of the preset can be overridden (see --help), for example
---config.stack.memory-rows 100.
+--config.stack.memory-rows 100, or for a classifier-A that train.classifier has trained
+--config.selector.recipe trained --config.selector.trained runs/at/seed0/defenses/memory.
 """
 
 from __future__ import annotations

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from memdef_jax.attacks import PGD
 from memdef_jax.attacks.attack import check_number
 from memdef_jax.checks import InputError, check_eps
-from memdef_jax.data import Augmentation, to_float
-from memdef_jax.nn import Bound
-from memdef_jax.nn.losses import cross_entropy
+from memdef_jax.data import Augmentation
+from memdef_jax.defenses.adversarial_training import AdversarialTraining, adversarial_loss
 from memdef_jax.training import LossFn
 
-Recipe = Literal["benign", "offline", "in_loop"]
+Recipe = Literal["benign", "offline", "in_loop", "trained"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +28,7 @@ class SelectorConfig:
       architecture: one of `nn.CLASSIFIERS`.
       recipe: "benign" alone; "offline" as the paper: PGD examples generated once against the benign
         classifier, then training on benign and adversarial images 1:1; "in_loop": examples made
-        anew at every step against the current weights.
+        anew at every step against the current weights; "trained": one that was trained before.
       benign_epochs: of the benign classifier.
       epochs: of the adversarial one; one epoch shows every benign image once.
       batch_size: global.
@@ -44,6 +41,8 @@ class SelectorConfig:
       clean_share: share of a batch that stays benign.
       successful_only: offline: keep only the examples that fool the benign classifier.
       warm_start: offline: go on from the benign weights.
+      trained: trained: the folder of a classifier, for example runs/at/defenses/memory, whose
+        architecture and head classifier-A then has, the benign one too.
     """
 
     architecture: str = "small_cnn"
@@ -60,12 +59,19 @@ class SelectorConfig:
     clean_share: float = 0.5
     successful_only: bool = False
     warm_start: bool = True
+    trained: str | None = None
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        if self.recipe not in ("benign", "offline", "in_loop"):
+        if self.recipe not in ("benign", "offline", "in_loop", "trained"):
             raise InputError(
-                f"selector recipe {self.recipe!r} is unknown; use benign, offline or in_loop."
+                f"selector recipe {self.recipe!r} is unknown; "
+                "use benign, offline, in_loop or trained."
+            )
+        if (self.recipe == "trained") != (self.trained is not None):
+            raise InputError(
+                f"selector recipe {self.recipe!r} does not go with trained={self.trained!r}; "
+                "give recipe 'trained' and the folder of a trained classifier, or neither."
             )
         if not 0.0 <= self.clean_share <= 1.0:
             raise InputError(f"clean share {self.clean_share:g} is outside [0, 1].")
@@ -81,73 +87,26 @@ class SelectorConfig:
         check_number("step_size", self.step_size)
 
     @property
-    def attack(self) -> PGD:
-        """What makes the training examples, in the loop or offline."""
-        return PGD(
-            norm="linf",
+    def training(self) -> AdversarialTraining:
+        """The same settings for `adversarial_loss`."""
+        return AdversarialTraining(
+            recipe="pgd",
             eps=self.eps,
             step_size=self.step_size,
-            steps=self.attack_steps,
-            random_start=True,
-            early_stop=False,
+            attack_steps=self.attack_steps,
+            clean_share=self.clean_share,
         )
 
-
-def adversarial_places(size: int, clean_share: float) -> np.ndarray:
-    """Which of `size` consecutive samples get attacked: evenly spread, (1 - clean_share) of them.
-
-    Evenly, so that the choice is the same however a batch is cut over devices, as long as each
-    device's share of it is a whole number of samples.
-    """
-    marks = np.floor(np.arange(size + 1) * (1.0 - clean_share) + 1e-9)
-    return np.flatnonzero(np.diff(marks))
-
-
-def check_places(batch_size: int, clean_share: float, devices: int) -> None:
-    """Check that every device attacks the same whole number of its samples.
-
-    Raises:
-      InputError: if not; the trained weights would then depend on the number of devices.
-    """
-    attacked = batch_size * (1.0 - clean_share) / devices
-    if devices > 1 and abs(attacked - round(attacked)) > 1e-6:
-        raise InputError(
-            f"clean share {clean_share:g} of batch size {batch_size} has {attacked:g} images "
-            f"attacked on each of {devices} devices; choose them so that the number is whole."
-        )
+    @property
+    def attack(self) -> PGD:
+        """What makes the training examples, in the loop or offline."""
+        return self.training.attack
 
 
 def selector_loss(module: nn.Module, config: SelectorConfig, in_loop: bool) -> LossFn:
     """Cross-entropy of classifier-A on a (partly attacked) batch, see `training.LossFn`."""
-    attack = config.attack
-
-    def loss_fn(
-        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        x, y = batch["image"], batch["label"]
-        if x.dtype == jnp.uint8:  # stored adversarial examples are float32 already
-            x = to_float(x)
-        fold = jax.vmap(jax.random.fold_in, (0, None))
-        x = config.augmentation.apply(fold(keys, 0), x)
-        if in_loop:
-            places = adversarial_places(x.shape[0], config.clean_share)
-            variables = {"params": params, "batch_stats": batch_stats}
-            target = Bound(module, jax.lax.stop_gradient(variables))
-            attacked = attack(target, x[places], y[places], key=fold(keys, 1)[places])
-            x = x.at[places].set(jax.lax.stop_gradient(attacked))
-        logits, updated = module.apply(
-            {"params": params, "batch_stats": batch_stats},
-            x,
-            train=True,
-            dropout_keys=fold(keys, 2),
-            mutable=["batch_stats"],
-        )
-        loss = cross_entropy(logits, y).mean()
-        accuracy = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
-        metrics = {"cross_entropy": loss, "accuracy": accuracy}
-        return loss, (updated.get("batch_stats", batch_stats), metrics)
-
-    return loss_fn
+    settings = config.training if in_loop else AdversarialTraining(recipe="plain")
+    return adversarial_loss(module, settings, config.augmentation)
 
 
 def adam(

@@ -2,22 +2,29 @@
 
 All map images [B, H, W, C] in [0, 1] to logits [B, K] and take `train` and `dropout_keys` [B], one
 typed key an image: dropout acts only in training and only with keys. Those that have none ignore
-the keys.
+the keys. All but classifier-B end in one of the heads of `nn.heads`; the residual networks are in
+`nn.residual`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from memdef_jax.checks import InputError
-from memdef_jax.nn.layers import Conv, batch_norm, max_pool
-
-_KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+from memdef_jax.nn.heads import check_head, head
+from memdef_jax.nn.layers import Conv, max_pool
+from memdef_jax.nn.residual import (
+    ResNet18,
+    ResNet50,
+    WideResNet16x4,
+    WideResNet28x10,
+    WideResNet34x10,
+)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
@@ -73,6 +80,7 @@ class SmallCNN(nn.Module):
 
     classes: int
     axis_name: str | None = None  # no BatchNorm: here for a common signature
+    head: str = "linear"
 
     @nn.compact
     def __call__(
@@ -81,7 +89,7 @@ class SmallCNN(nn.Module):
         x = nn.relu(Conv(16, 5, stride=2, padding=2)(x))
         x = nn.relu(Conv(32, 5, stride=2, padding=2)(x))
         x = nn.relu(nn.Dense(100)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.classes)(x)
+        return head(self.head, self.classes)(x)
 
 
 class DefenseGANConvolutional(nn.Module):
@@ -95,6 +103,7 @@ class DefenseGANConvolutional(nn.Module):
     features: int
     kernel_size: int
     axis_name: str | None = None  # no BatchNorm: here for a common signature
+    head: str = "linear"
 
     @nn.compact
     def __call__(
@@ -106,7 +115,7 @@ class DefenseGANConvolutional(nn.Module):
         x = nn.relu(Conv(64, 5, stride=2)(x))
         x = _dropped(x.reshape(x.shape[0], -1), 0.25, keys, 0)
         x = _dropped(nn.relu(nn.Dense(128)(x)), 0.5, keys, 1)
-        return nn.Dense(self.classes)(x)
+        return head(self.head, self.classes)(x)
 
 
 class DefenseGANModelB(nn.Module):
@@ -119,6 +128,7 @@ class DefenseGANModelB(nn.Module):
 
     classes: int
     axis_name: str | None = None  # no BatchNorm: here for a common signature
+    head: str = "linear"
 
     @nn.compact
     def __call__(
@@ -131,7 +141,7 @@ class DefenseGANModelB(nn.Module):
         x = nn.relu(Conv(128, 6, stride=2)(x))
         x = nn.relu(Conv(128, 5)(x))
         x = _dropped(x.reshape(x.shape[0], -1), 0.5, keys, 1)
-        return nn.Dense(self.classes)(x)
+        return head(self.head, self.classes)(x)
 
 
 class DefenseGANDense(nn.Module):
@@ -143,6 +153,7 @@ class DefenseGANDense(nn.Module):
     classes: int
     dropout_rates: tuple[float, float]
     axis_name: str | None = None  # no BatchNorm: here for a common signature
+    head: str = "linear"
 
     @nn.compact
     def __call__(
@@ -152,7 +163,7 @@ class DefenseGANDense(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, rate in enumerate(self.dropout_rates):
             x = _dropped(nn.relu(nn.Dense(200)(x)), rate, keys, i)
-        return nn.Dense(self.classes)(x)
+        return head(self.head, self.classes)(x)
 
 
 class MagNetClassifier(nn.Module):
@@ -164,6 +175,7 @@ class MagNetClassifier(nn.Module):
 
     classes: int
     axis_name: str | None = None  # no BatchNorm: here for a common signature
+    head: str = "linear"
 
     @nn.compact
     def __call__(
@@ -176,7 +188,7 @@ class MagNetClassifier(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
             x = nn.relu(nn.Dense(200)(x))
-        return nn.Dense(self.classes)(x)
+        return head(self.head, self.classes)(x)
 
 
 class LeNet(nn.Module):
@@ -187,6 +199,7 @@ class LeNet(nn.Module):
 
     classes: int
     axis_name: str | None = None  # no BatchNorm: here for a common signature
+    head: str = "linear"
 
     @nn.compact
     def __call__(
@@ -196,58 +209,9 @@ class LeNet(nn.Module):
         for features in (20, 50):
             x = max_pool(nn.relu(Conv(features, 5)(x)))
         x = nn.relu(nn.Dense(500)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.classes)(x)
+        return head(self.head, self.classes)(x)
 
 
-class _Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1-3x3-1x1 with four times the features."""
-
-    features: int
-    stride: int
-    bottleneck: bool
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = functools.partial(batch_norm, train, self.axis_name)
-        conv = functools.partial(Conv, use_bias=False, kernel_init=_KAIMING_FAN_OUT)
-        wide = self.features * (4 if self.bottleneck else 1)
-        if self.bottleneck:  # v1.5: the stride is on the 3x3 convolution
-            y = nn.relu(norm()(conv(self.features, 1)(x)))
-            y = nn.relu(norm()(conv(self.features, 3, self.stride, 1)(y)))
-            y = norm()(conv(wide, 1)(y))
-        else:
-            y = nn.relu(norm()(conv(self.features, 3, self.stride, 1)(x)))
-            y = norm()(conv(wide, 3, 1, 1)(y))
-        if x.shape != y.shape:
-            x = norm()(conv(wide, 1, self.stride)(x))
-        return nn.relu(x + y)
-
-
-class ResNet(nn.Module):
-    """ResNet with a 3x3 stride-1 stem for small images, max-pool kept (arXiv 1512.03385)."""
-
-    classes: int
-    stages: Sequence[int]
-    bottleneck: bool
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
-    ) -> jax.Array:
-        x = Conv(64, 3, 1, 1, use_bias=False, kernel_init=_KAIMING_FAN_OUT)(x)
-        x = nn.relu(batch_norm(train, self.axis_name)(x))
-        x = max_pool(x, 3, stride=2, padding=1)
-        for stage, blocks in enumerate(self.stages):
-            for block in range(blocks):
-                stride = 2 if stage and not block else 1
-                x = _Block(64 * 2**stage, stride, self.bottleneck, self.axis_name)(x, train)
-        return nn.Dense(self.classes)(x.mean(axis=(1, 2)))
-
-
-ResNet18 = functools.partial(ResNet, stages=(2, 2, 2, 2), bottleneck=False)
-ResNet50 = functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True)
 DefenseGANModelA = functools.partial(DefenseGANConvolutional, features=64, kernel_size=5)
 DefenseGANModelC = functools.partial(DefenseGANConvolutional, features=128, kernel_size=3)
 DefenseGANModelD = functools.partial(DefenseGANDense, dropout_rates=(0.5, 0.25))
@@ -257,6 +221,9 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
     "resnet18": ResNet18,
     "resnet50": ResNet50,
+    "wide_resnet16_4": WideResNet16x4,
+    "wide_resnet28_10": WideResNet28x10,
+    "wide_resnet34_10": WideResNet34x10,
     "a": DefenseGANModelA,
     "b": DefenseGANModelB,
     "c": DefenseGANModelC,
@@ -267,12 +234,23 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def classifier(name: str, classes: int, axis_name: str | None = None) -> nn.Module:
+def classifier(
+    name: str, classes: int, axis_name: str | None = None, head: str = "linear"
+) -> nn.Module:
     """A classifier by name, one of `CLASSIFIERS`; "a" to "e" are Defense-GAN's models.
 
+    Args:
+      name: of the architecture.
+      classes: K.
+      axis_name: mesh axis over which BatchNorm averages while training.
+      head: its last layer, one of `nn.heads.HEADS`.
+
     Raises:
-      InputError: for an unknown name.
+      InputError: for an unknown name or head.
     """
     if name not in CLASSIFIERS:
         raise InputError(f"classifier {name!r} is unknown; use one of {', '.join(CLASSIFIERS)}.")
-    return CLASSIFIERS[name](classes=classes, axis_name=axis_name)
+    check_head(head)
+    # Passed only where another is wanted: a classifier put into the table may know of none.
+    other = {} if head == "linear" else {"head": head}
+    return CLASSIFIERS[name](classes=classes, axis_name=axis_name, **other)

@@ -32,30 +32,77 @@ class TrainState:
       params: trained parameters.
       batch_stats: BatchNorm's running statistics.
       opt_state: of the optimiser.
+      average: running means of params and batch_stats, see `averaged`; None without.
+      best: what validation has kept, a `validation.Best`; None without.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any = None
+    best: Any = None
 
     @classmethod
     def create(
-        cls, variables: Mapping[str, Any], optimizer: optax.GradientTransformation
+        cls,
+        variables: Mapping[str, Any],
+        optimizer: optax.GradientTransformation,
+        average: bool = False,
     ) -> TrainState:
-        """A fresh state from a module's initial variables."""
+        """A fresh state from a module's initial variables; `average` as `make_step` has a decay."""
         params = variables["params"]
         stats = variables.get("batch_stats", {})
-        return cls(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        state = cls(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        if average:  # any values: the first step leaves nothing of them
+            state = dataclasses.replace(state, average=jax.tree.map(jnp.zeros_like, state.raw))
+        return state
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """What a module is applied with while training."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What a module is applied with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What a module is applied with afterwards: the best or, without, the running means."""
+        if self.best is not None:
+            return self.best.variables
+        return self.raw if self.average is None else self.average
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds: only what there is, so that new fields leave old ones readable.
+
+        `TrainState(**parts)` is the state again.
+        """
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def averaged(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
+    """Exponential moving average of what has been seen, without the initial value.
+
+    After step t it is the mean of the values of steps 1 to t with weights decay**(t - i): the
+    average started at zero and divided by 1 - decay**t (Adam's correction), kept as one number.
+
+    Args:
+      average: a pytree, after the step before.
+      new: the same tree now.
+      step: t, from 1.
+      decay: in (0, 1).
+    """
+    t = step.astype(jnp.float32)
+    log = jnp.log(jnp.float32(decay))
+    kept = decay * jnp.expm1((t - 1) * log) / jnp.expm1(t * log)  # 0 at the first step
+    return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, average, new)
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, axis_name: str = AXIS
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    axis_name: str = AXIS,
+    decay: float | None = None,
 ) -> Step:
     """One optimisation step on this device's share of a batch.
 
@@ -63,6 +110,10 @@ def make_step(
     its own key, folded from the step and its place in the global batch, so neither augmentation
     nor dropout depends on the number of devices. A loss that is not linear in the batch mean must
     average over the axis itself before the nonlinearity.
+
+    With a `decay`, parameters and BatchNorm's running statistics are averaged alike, see
+    `averaged`: the statistics of averaged weights are not those of the raw ones, and means of
+    nearby networks' are close to them.
 
     Returns:
       step(state, batch, key) -> (state, metrics), to be run by `shard`. The metrics gain
@@ -79,7 +130,11 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        if decay is not None:
+            average = averaged(state.average, new.raw, new.step, decay)
+            new = dataclasses.replace(new, average=average)
+        return new, metrics
 
     return step
 

@@ -10,13 +10,8 @@ import pytest
 from memdef_jax.attacks import PGD
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import PRESETS, SelectorConfig, preset
-from memdef_jax.defenses.selector import (
-    adam,
-    adversarial_places,
-    check_places,
-    mixed_batches,
-    selector_loss,
-)
+from memdef_jax.defenses.adversarial_training import adversarial_places, check_places
+from memdef_jax.defenses.selector import adam, mixed_batches, selector_loss
 from memdef_jax.nn import SmallCNN
 from memdef_jax.training import AXIS
 

@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ from jax import lax
 
 from memdef_jax.checks import InputError
 from memdef_jax.nn import CLASSIFIERS, ClassifierB, ResNet18, ResNet50, SmallCNN, classifier
-from memdef_jax.nn.classifiers import ResNet, dropout
+from memdef_jax.nn.classifiers import dropout
+from memdef_jax.nn.residual import ResNet, WideResNet
 
-# Defense-GAN's models (Table 5 of Defense-VAE) and MAD-VAE's (its Table 5): the convolutions as
-# (features, kernel, stride, padding), after which of them 2x2 pooling follows, and hidden layers.
+# Defense-GAN's models (Table 5 of Defense-VAE), MAD-VAE's (its Table 5) and that of the feature-map
+# denoiser (its section 4.2): the convolutions as (features, kernel, stride, padding), after which
+# of them 2x2 pooling follows, and hidden layers.
 TABLE_5 = {
     "a": ([(64, 5, 1, 2), (64, 5, 2, 0)], (), [128]),
     "b": ([(64, 8, 2, 3), (128, 6, 2, 0), (128, 5, 1, 0)], (), []),
@@ -19,6 +22,7 @@ TABLE_5 = {
     "d": ([], (), [200, 200]),
     "e": ([], (), [200, 200]),
     "magnet": ([(32, 3, 1, 0), (32, 3, 1, 0), (64, 3, 1, 0), (64, 3, 1, 0)], (1, 3), [200, 200]),
+    "lenet": ([(20, 5, 1, 0), (50, 5, 1, 0)], (0, 1), [500]),
 }
 
 
@@ -79,6 +83,26 @@ def test_a_resnet_has_torchvisions_parameters_but_for_the_stem_and_the_classes(
     assert count(params) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    # WRN-16-4 of Table 4 (2.7M) and the widely used counts of the other two, all for CIFAR-10.
+    [
+        ("wide_resnet16_4", 2_748_890),
+        ("wide_resnet28_10", 36_479_194),
+        ("wide_resnet34_10", 46_160_474),
+    ],
+)
+def test_a_wide_resnet_has_the_published_parameters(name, published):
+    depth, width = map(int, name.removeprefix("wide_resnet").split("_"))
+    features, blocks = [16, 16 * width, 32 * width, 64 * width], (depth - 4) // 6
+    expected = 9 * 3 * 16 + 2 * features[-1] + features[-1] * 10 + 10
+    for before, after in itertools.pairwise(features):
+        expected += 9 * before * after + before * after + 2 * before  # the first block's own
+        expected += (2 * blocks - 1) * (9 * after * after + 2 * after)
+    assert expected == published
+    assert count(shapes(classifier(name, 10), (32, 32, 3))["params"]) == published
+
+
 @pytest.mark.parametrize(("image_shape", "features"), [((28, 28, 1), 256), ((32, 32, 3), 400)])
 def test_classifier_b_has_the_parameters_of_table_4(image_shape, features):
     expected = 25 * image_shape[-1] * 6 + 6 + 25 * 6 * 16 + 16
@@ -112,6 +136,7 @@ def test_a_classifier_has_the_parameters_of_its_table(name, image_shape):
         ("d", 157_000 + 40_200 + 2_010),
         ("e", 157_000 + 40_200 + 2_010),
         ("magnet", 320 + 9_248 + 18_496 + 36_928 + 205_000 + 40_200 + 2_010),
+        ("lenet", 520 + 25_050 + 400_500 + 5_010),
     ],
 )
 def test_a_classifier_of_28_by_28_images_has_the_parameters_counted_by_hand(name, parameters):
@@ -123,7 +148,9 @@ def test_the_first_padding_of_model_b_is_that_called_same(size):
     assert lax.padtype_to_pads((size,) * 2, (8, 8), (2, 2), "SAME") == [(3, 3), (3, 3)]
 
 
-@pytest.mark.parametrize(("name", "least"), [("a", 5), ("b", 28), ("c", 5), ("magnet", 16)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("a", 5), ("b", 28), ("c", 5), ("magnet", 16), ("lenet", 16)]
+)
 def test_images_too_small_for_the_convolutions_are_refused(name, least):
     assert shapes(classifier(name, 10), (least, least, 1))
     with pytest.raises(InputError, match=rf"too small .*; resize them to {least}x{least} or more"):
@@ -205,6 +232,32 @@ def test_a_resnet_equals_its_layers_in_numpy(bottleneck, reference):
     expected = dense(y.mean(axis=(1, 2)), params["Dense_0"])
 
     # The smaller the batch of sums in float32 the better they agree; logits are of order one.
+    actual = jax.jit(module.apply)(variables, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_wide_resnet_equals_its_layers_in_numpy(reference):
+    module = WideResNet(classes=3, depth=16, width=2)
+    variables = randomised(module, (8, 8, 2))
+    x = np.random.default_rng(1).uniform(size=(2, 8, 8, 2)).astype(np.float32)
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def convolved(x, layer, stride=1):
+        kernel = np.asarray(layer["kernel"])
+        return reference.conv2d(x, kernel, stride, len(kernel) // 2)
+
+    y = convolved(x, params["Conv_0"])
+    for block, stride in enumerate((1, 1, 2, 1, 2, 1)):
+        own, seen = params[f"_WideBlock_{block}"], stats[f"_WideBlock_{block}"]
+        active = relu(reference.batch_norm(y, own["BatchNorm_0"], seen["BatchNorm_0"]))
+        z = convolved(active, own["Conv_0"], stride)
+        z = relu(reference.batch_norm(z, own["BatchNorm_1"], seen["BatchNorm_1"]))
+        z = convolved(z, own["Conv_1"])
+        # The first block of each group changes the number of features, so its shortcut projects.
+        assert ("Conv_2" in own) == (block in (0, 2, 4))
+        y = z + (convolved(active, own["Conv_2"], stride) if "Conv_2" in own else y)
+    y = relu(reference.batch_norm(y, params["BatchNorm_0"], stats["BatchNorm_0"]))
+    expected = dense(y.mean(axis=(1, 2)), params["Dense_0"])
     actual = jax.jit(module.apply)(variables, x)
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 

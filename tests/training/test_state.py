@@ -67,6 +67,26 @@ def test_a_fresh_state_starts_at_step_zero_without_statistics():
     assert state.batch_stats == {}
 
 
+def test_averages_are_those_of_all_visited_weights_and_statistics_weighted_by_the_decay():
+    batch, w = problem()
+    optimizer, decay, steps = optax.sgd(0.05), 0.7, 4
+    variables = {"params": {"w": jnp.float32(w)}, "batch_stats": {"seen": jnp.zeros(())}}
+    step = shard(make_step(quadratic, optimizer, decay=decay), make_mesh(1))
+    state = TrainState.create(variables, optimizer, average=True)
+    visited = []
+    for _ in range(steps):
+        state, _ = step(state, batch, jax.random.key(0))
+        w = w - 0.05 * 2 * batch["x"].T @ (batch["x"] @ w - batch["y"]) / 6
+        visited.append(w)
+    weights = decay ** np.arange(steps)[::-1]
+    weights /= weights.sum()
+    np.testing.assert_allclose(state.params["w"], w, rtol=1e-4)
+    np.testing.assert_allclose(state.variables["params"]["w"], weights @ visited, rtol=1e-4)
+    seen = weights @ np.arange(1, steps + 1)
+    np.testing.assert_allclose(state.variables["batch_stats"]["seen"], seen, rtol=1e-5)
+    assert state.raw["params"] is state.params
+
+
 def test_a_batch_that_does_not_split_evenly_is_refused_with_one_that_does():
     check_batch(16, Eight)
     with pytest.raises(InputError, match="batch size 20 is not divisible by 8 devices; use 16"):

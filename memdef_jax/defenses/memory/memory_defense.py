@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +32,7 @@ class MemoryDefenseSpec:
       image_shape: (28, 28, 1) or (32, 32, 3).
       classes: K.
       selector: architecture of classifier-A, one of `nn.CLASSIFIERS`.
+      head: classifier-A's last layer, one of `nn.heads.HEADS`.
       memory_rows: N, divisible by K; 0 for the plain autoencoder.
       shrink_threshold: of the hard shrinkage, in [0, 1).
       shrink_order: "shrink_mask" (paper) or "mask_shrink" (published code).
@@ -41,6 +43,7 @@ class MemoryDefenseSpec:
     image_shape: tuple[int, int, int]
     classes: int
     selector: str = "small_cnn"
+    head: str = "linear"
     memory_rows: int = 500
     shrink_threshold: float = 1e-12
     shrink_order: str = "shrink_mask"
@@ -51,7 +54,7 @@ class MemoryDefenseSpec:
         architecture(self.image_shape)
         if self.classes < 2:
             raise InputError(f"{self.classes} classes cannot be told apart; give 2 or more.")
-        classifier(self.selector, self.classes)
+        self.classifier_a()
         if self.memory_rows:
             rows_per_class(self.memory_rows, self.classes)
         if not 0.0 <= self.shrink_threshold < 1.0:
@@ -68,6 +71,10 @@ class MemoryDefenseSpec:
             raise InputError(
                 f"softmax scale {self.softmax_scale:g} must be above 0; use 1 or more."
             )
+
+    def classifier_a(self, axis_name: str | None = None) -> nn.Module:
+        """Classifier-A."""
+        return classifier(self.selector, self.classes, axis_name, self.head)
 
     def autoencoder(self, axis_name: str | None = None) -> MemoryAutoencoder:
         """The memory-masking autoencoder."""
@@ -98,7 +105,7 @@ class MemoryDefenseSpec:
     def init_selector(self, key: jax.Array) -> dict[str, Any]:
         """Initial variables of classifier-A."""
         x = jnp.zeros((1, *self.image_shape), jnp.float32)
-        variables = classifier(self.selector, self.classes).init(key, x)
+        variables = self.classifier_a().init(key, x)
         return {"batch_stats": {}, **variables}
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -123,8 +130,7 @@ class MemoryDefense:
     @property
     def selector(self) -> Bound:
         """Classifier-A as a logits function."""
-        module = classifier(self.spec.selector, self.spec.classes)
-        return Bound(module, self.variables["selector"])
+        return Bound(self.spec.classifier_a(), self.variables["selector"])
 
     def select(self, x: jax.Array) -> jax.Array:
         """Classifier-A's choice of slot, int32 [B]."""

@@ -14,21 +14,17 @@ from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses import store
+from memdef_jax.defenses.adversarial_training import check_places
+from memdef_jax.defenses.classifier.classifier_defense import ClassifierDefense
 from memdef_jax.defenses.examples import adversarial_examples
 from memdef_jax.defenses.memory.memory_defense import MemoryDefense, MemoryDefenseSpec
 from memdef_jax.defenses.memory.stack import StackConfig, empty_slot, stack_loss
-from memdef_jax.defenses.selector import (
-    SelectorConfig,
-    adam,
-    check_places,
-    mixed_batches,
-    selector_loss,
-)
+from memdef_jax.defenses.selector import SelectorConfig, adam, mixed_batches, selector_loss
 from memdef_jax.defenses.store import run_description
 from memdef_jax.defenses.trainer import Trainer
-from memdef_jax.nn import Bound, classifier
+from memdef_jax.nn import Bound
 from memdef_jax.training import AXIS, Reporter, Silent, check_batch, make_mesh
-from memdef_jax.training.run import open_run
+from memdef_jax.training.run import open_run, read_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,8 @@ def fit(
       reporter: told of progress.
 
     Returns:
-      Defenses by their selector: "benign", and "offline" or "in_loop" where that is the recipe.
+      Defenses by their selector: "benign", and "offline", "in_loop" or "trained" where that is the
+      recipe.
 
     Raises:
       InputError: before any work, when something does not fit; `TrainingDiverged` later.
@@ -103,6 +100,9 @@ def fit(
     mesh = mesh or make_mesh()
     reporter = reporter or Silent()
     spec = config.spec(dataset.info.image_shape, len(dataset.info.class_names))
+    trained = _trained_classifier(config.selector, dataset)
+    if trained:
+        spec = dataclasses.replace(spec, selector=trained.spec.architecture, head=trained.spec.head)
     split = data.subset(dataset.train, config.train_size)
     for size in {config.selector.batch_size, config.stack.batch_size}:
         check_batch(size, mesh)
@@ -119,6 +119,8 @@ def fit(
         selectors["offline"] = training.offline_selector(selectors["benign"])
     elif config.selector.recipe == "in_loop":
         selectors["in_loop"] = training.in_loop_selector()
+    elif trained:
+        selectors["trained"] = trained.variables
     stack = training.stack()
     defenses = {}
     for name, variables in selectors.items():
@@ -138,7 +140,7 @@ class _Training:
         self, name: str, purpose: int, epochs: int, in_loop: bool = False
     ) -> dict[str, Any]:
         settings = self.config.selector
-        module = classifier(settings.architecture, self.spec.classes, AXIS)
+        module = self.spec.classifier_a(AXIS)
         steps = epochs * data.steps_per_epoch(len(self.trainer.split), settings.batch_size)
         return self.trainer.run(
             name,
@@ -159,7 +161,7 @@ class _Training:
 
     def offline_selector(self, benign: dict[str, Any]) -> dict[str, Any]:
         settings, trainer = self.config.selector, self.trainer
-        module = classifier(settings.architecture, self.spec.classes)
+        module = self.spec.classifier_a()
         images, success = adversarial_examples(
             lambda index: settings.attack,
             Bound(module, jax.device_get(benign)),
@@ -187,7 +189,7 @@ class _Training:
         def benign_half(step: int) -> tuple[np.ndarray, np.ndarray]:
             return data.train_batch(trainer.split, step, half, seed + 5)
 
-        trained = classifier(settings.architecture, self.spec.classes, AXIS)
+        trained = self.spec.classifier_a(AXIS)
         fresh = self.spec.init_selector(trainer.key(103))
         steps = settings.epochs * data.steps_per_epoch(len(trainer.split), half)
         return trainer.run(
@@ -215,6 +217,27 @@ class _Training:
             settings.batch_size,
             empty_slot(self.spec.shrink_threshold),
         )
+
+
+def _trained_classifier(config: SelectorConfig, dataset: Dataset) -> ClassifierDefense | None:
+    """The classifier that the recipe "trained" takes, of this dataset; None for other recipes."""
+    if config.trained is None:
+        return None
+    folder = pathlib.Path(config.trained)
+    found = store.load(folder)
+    if not isinstance(found, ClassifierDefense):
+        raise InputError(
+            f"{folder} holds a {found.kind}, which is no classifier; "
+            "give one that train.classifier has trained."
+        )
+    run = read_run(folder.parents[1])
+    if run["fingerprint"] != dataset.info.fingerprint:
+        raise InputError(
+            f"{folder} was trained on {run['dataset']} with fingerprint {run['fingerprint'][:12]} "
+            f"and this {dataset.info.name} has {dataset.info.fingerprint[:12]}; "
+            "give a classifier of the same data."
+        )
+    return found
 
 
 def _space_needed(config: MemoryDefenseConfig, spec: MemoryDefenseSpec, split: data.Split) -> int:

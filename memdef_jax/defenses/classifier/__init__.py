@@ -1,0 +1,1 @@
+"""Robust classifiers: adversarial training as a defense of its own."""
