@@ -21,7 +21,8 @@ class Preset:
       preset: named settings; quick takes minutes on a CPU, paper has the paper's.
       data_dir: where prepared datasets live (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
       raw_dir: a folder with the dataset's raw files.
-      image_size: resize the images to this many pixels, for a folder.
+      image_size: resize the images to this many pixels.
+      gray: turn colours into one channel.
     """
 
     dataset: str = "fashion_mnist"
@@ -29,6 +30,7 @@ class Preset:
     data_dir: str | None = None
     raw_dir: str | None = None
     image_size: int | None = None
+    gray: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def main(kind: str, config_type: type) -> None:
             data_dir=chosen.data_dir,
             raw_dir=chosen.raw_dir,
             image_size=chosen.image_size,
+            gray=chosen.gray,
         )
         config = defenses.preset(
             chosen.preset, dataset.info.image_shape, len(dataset.train), kind=kind

@@ -1,4 +1,4 @@
-"""Resizing of uint8 images."""
+"""Resizing of uint8 images, and turning them gray."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from PIL import Image
 from memdef_jax.checks import InputError
 
 Size = int | tuple[int, int]
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def image_size_pair(image_size: Size) -> tuple[int, int]:
@@ -22,6 +23,19 @@ def image_size_pair(image_size: Size) -> tuple[int, int]:
             f"image_size {image_size!r} is no size; give one positive integer or (height, width)."
         )
     return pair[0], pair[1]
+
+
+def to_gray(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, H, W, C] as gray ones [N, H, W, 1]; those of one channel stay.
+
+    The luma of ITU-R BT.601, 0.299 red + 0.587 green + 0.114 blue, rounded.
+    """
+    if images.shape[3] == 1:
+        return images
+    luma = np.empty((*images.shape[:3], 1), np.uint8)
+    for index, image in enumerate(images):  # one at a time: all as floats would fill the memory
+        luma[index, ..., 0] = np.rint(image @ _LUMA)
+    return luma
 
 
 def resize(images: np.ndarray, image_size: Size) -> np.ndarray:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from collections.abc import Callable
+
+import numpy as np
 
 from memdef_jax.checks import InputError
 from memdef_jax.data import builders
 from memdef_jax.data.dataset import Dataset, Split, make_dataset
 from memdef_jax.data.digits import digits
 from memdef_jax.data.folder import image_folder
-from memdef_jax.data.images import Size, image_size_pair, resize
+from memdef_jax.data.images import Size, image_size_pair, resize, to_gray
 from memdef_jax.data.official import OFFICIAL
 
 NAMES = ("digits", *OFFICIAL)
@@ -23,6 +25,7 @@ def load(
     data_dir: PathLike | None = None,
     raw_dir: PathLike | None = None,
     image_size: Size | None = None,
+    gray: bool = False,
     download: bool = True,
 ) -> Dataset:
     """Load the official splits of a dataset as uint8 arrays in memory.
@@ -38,6 +41,8 @@ def load(
       raw_dir: a folder with the dataset's raw files.
       image_size: one number or (height, width) to resize to; by default the dataset's own size,
         which for digits is 28 (drawn from 8x8) and for a folder that of its images.
+      gray: turn colours into one channel, 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601),
+        after any resizing; gray images stay as they are.
       download: whether the network may be used.
 
     Returns:
@@ -53,18 +58,26 @@ def load(
       ((1437, 28, 28, 1), (360, 28, 28, 1))
     """
     if name.startswith("folder:"):
-        return image_folder(name.removeprefix("folder:"), image_size)
-    _check_name(name)
-    size = None if image_size is None else image_size_pair(image_size)
-    if name == "digits":
-        return digits(size or 28)
-    dataset = prepare(name, data_dir=data_dir, raw_dir=raw_dir, download=download)
-    if size is None or size == dataset.info.image_shape[:2]:
-        return dataset
-    train, test = (Split(resize(s.images, size), s.labels) for s in (dataset.train, dataset.test))
-    resized = make_dataset(name, dataset.info.class_names, train, test, dataset.info.source)
-    words = f"{dataset.info.source}, resized to {size[0]}x{size[1]}"
-    return dataclasses.replace(resized, info=dataclasses.replace(resized.info, source=words))
+        dataset = image_folder(name.removeprefix("folder:"), image_size)
+    else:
+        _check_name(name)
+        size = None if image_size is None else image_size_pair(image_size)
+        if name == "digits":
+            return digits(size or 28)
+        dataset = prepare(name, data_dir=data_dir, raw_dir=raw_dir, download=download)
+        if size is not None and size != dataset.info.image_shape[:2]:
+            words = f"resized to {size[0]}x{size[1]}"
+            dataset = _changed(dataset, lambda images: resize(images, size), words)
+    if gray and dataset.info.image_shape[2] > 1:
+        dataset = _changed(dataset, to_gray, "turned gray")
+    return dataset
+
+
+def _changed(dataset: Dataset, change: Callable[[np.ndarray], np.ndarray], words: str) -> Dataset:
+    """A dataset with other images, which its source says."""
+    train, test = (Split(change(s.images), s.labels) for s in (dataset.train, dataset.test))
+    source = f"{dataset.info.source}, {words}"
+    return make_dataset(dataset.info.name, dataset.info.class_names, train, test, source)
 
 
 def prepare(

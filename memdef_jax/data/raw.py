@@ -6,12 +6,14 @@ anywhere.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import math
 import tarfile
 import zlib
 from collections.abc import Mapping
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from memdef_jax.data.dataset import Split
 from memdef_jax.data.official import Official, RawFile
 
 _AGAIN = "delete it and fetch it again."
+_OTHERS = 64_000_000  # bytes that an archive may hold beside the wanted files
 
 
 def verify(data: bytes, file: RawFile, where: str, title: str) -> None:
@@ -62,7 +65,7 @@ def tar_members(stream: IO[bytes], files: tuple[RawFile, ...], where: str) -> di
     """Read the wanted regular files out of a tar archive, found by their last name.
 
     Args:
-      stream: the archive, compressed or not, read once from start to end.
+      stream: the archive, gzipped or not, at its start.
       files: wanted, each under its name or with ".gz" added.
       where: what to call the archive in messages.
 
@@ -70,12 +73,16 @@ def tar_members(stream: IO[bytes], files: tuple[RawFile, ...], where: str) -> di
       Contents by name in the archive ("x" or "x.gz"); what is not there is missing.
 
     Raises:
-      InputError: when the archive is damaged, or a member far exceeds its due size.
+      InputError: when the archive is damaged, or it or a member far exceeds its due size.
     """
     wanted = {name: file for file in files for name in (file.name, f"{file.name}.gz")}
     found = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        zipped = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        plain: Any = gzip.GzipFile(fileobj=stream) if zipped else stream
+        bounded: Any = _Bounded(plain, sum(file.size for file in files) + _OTHERS, where)
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
                 if name in wanted and member.isfile():
@@ -84,9 +91,28 @@ def tar_members(stream: IO[bytes], files: tuple[RawFile, ...], where: str) -> di
                     content = archive.extractfile(member)
                     assert content is not None  # it is a regular file
                     found[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError) as error:
         raise InputError(f"{where} is truncated or no archive ({error}); {_AGAIN}") from None
     return found
+
+
+class _Bounded:
+    """A stream of which not more than so many bytes can be read, for `tarfile`.
+
+    That keeps whole in memory what says to be the long name of a member, however long it is.
+    """
+
+    def __init__(self, stream: IO[bytes], most: int, where: str) -> None:
+        self._stream, self._left, self._where = stream, most, where
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise InputError(f"{self._where} holds far more than the files that are due; {_AGAIN}")
+        return data
 
 
 def unpack(
@@ -186,7 +212,7 @@ def read_idx(data: bytes, name: str) -> np.ndarray:
     if data[:3] != b"\0\0\x08" or not 1 <= rank <= 4 or len(data) < start:
         raise InputError(f"{name} is not an idx file of bytes: it begins with {data[:4]!r}.")
     shape = tuple(np.frombuffer(data, ">u4", rank, offset=4).tolist())
-    if len(data) - start != int(np.prod(shape, dtype=np.int64)):
+    if len(data) - start != math.prod(shape):  # of any size: these are Python's integers
         raise InputError(f"{name} announces shape {shape} but holds {len(data) - start} bytes.")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

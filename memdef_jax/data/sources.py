@@ -21,6 +21,7 @@ from memdef_jax.checks import InputError
 from memdef_jax.data import raw
 from memdef_jax.data.dataset import Split
 from memdef_jax.data.official import Official, RawFile
+from memdef_jax.files import read_most
 
 CONNECT_SECONDS = 4.0  # until a mirror must have answered, name lookup included
 STALL_SECONDS = 6.0  # a package manager that has written nothing new for so long is stopped
@@ -111,18 +112,22 @@ def _from_folders(
     for folder in folders:
         paths = _present(spec, folder)
         if paths:
-            contents = {}
-            for name, path in paths.items():
-                try:
-                    contents[name] = path.read_bytes()
-                except OSError as error:
-                    raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+            most = _longest(spec)
+            contents = {name: read_most(path, most[name]) for name, path in paths.items()}
             where = {name: str(path) for name, path in paths.items()}
             return _decoded(spec, contents, where, f"folder {folder}")
     places = ", ".join(map(str, folders))
     if needed:
         raise InputError(f"none of {places} holds {spec.title}: {_wanted(spec)} is needed.")
     raise _UnavailableError(f"nothing in {places}")
+
+
+def _longest(spec: Official) -> dict[str, int]:
+    """How many bytes each file may have; one that is longer is refused by its length alone."""
+    files = [*spec.files, *([spec.archive] if spec.archive else [])]
+    plain = {file.name: file.size for file in files}
+    # What cannot be compressed grows by a thousandth.
+    return plain | {f"{name}.gz": size + size // 100 + 1024 for name, size in plain.items()}
 
 
 def _present(spec: Official, folder: pathlib.Path) -> dict[str, pathlib.Path]:

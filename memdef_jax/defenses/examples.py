@@ -1,14 +1,15 @@
-"""Adversarial examples generated once, stored, and reused: the paper's offline recipe."""
+"""Adversarial examples generated once, stored, and reused."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memdef_jax import data
 from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
@@ -63,6 +64,34 @@ def adversarial_examples(
         reporter.update(count, {"success_rate": float(success.mean())})
     whole = [pair for pair in found.values() if pair is not None]
     return np.concatenate([p[0] for p in whole]), np.concatenate([p[1] for p in whole])
+
+
+def paired_batches(
+    made: Sequence[np.ndarray], split: Split, batch_size: int, seed: int
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Batches by global step: clean "image" uint8, "label", and "adversarial" float32.
+
+    An epoch shows every adversarial image once.
+
+    Args:
+      made: adversarial images float32 [N, H, W, C], each in the order of the split.
+      split: their clean images.
+      batch_size: pairs in a batch.
+      seed: of the order.
+    """
+    total = len(made) * len(split)
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        pair = data.batch_indices(total, step, batch_size, seed)
+        which, image = np.divmod(pair, len(split))
+        adversarial = np.stack([made[w][i] for w, i in zip(which, image)])
+        return {
+            "image": split.images[image],
+            "label": split.labels[image],
+            "adversarial": adversarial,
+        }
+
+    return batch
 
 
 def _read(path: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray] | None:

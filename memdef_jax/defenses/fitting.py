@@ -8,15 +8,28 @@ from typing import Any
 from jax.sharding import Mesh
 
 from memdef_jax.data import Dataset
+from memdef_jax.defenses.classifier import classifier_training
+from memdef_jax.defenses.denoiser import feature_denoiser, hgd
 from memdef_jax.defenses.memory import memory_training
 from memdef_jax.defenses.vae import defense_vae, mad_vae
-from memdef_jax.training import Reporter
+from memdef_jax.locks import locked
+from memdef_jax.training import Reporter, Silent
 
-Config = memory_training.MemoryDefenseConfig | defense_vae.DefenseVAEConfig | mad_vae.MADVAEConfig
+Config = (
+    memory_training.MemoryDefenseConfig
+    | defense_vae.DefenseVAEConfig
+    | mad_vae.MADVAEConfig
+    | feature_denoiser.FeatureDenoiserConfig
+    | hgd.HGDConfig
+    | classifier_training.RobustClassifierConfig
+)
 _FITS: dict[type, Any] = {
     memory_training.MemoryDefenseConfig: memory_training.fit,
     defense_vae.DefenseVAEConfig: defense_vae.fit,
     mad_vae.MADVAEConfig: mad_vae.fit,
+    feature_denoiser.FeatureDenoiserConfig: feature_denoiser.fit,
+    hgd.HGDConfig: hgd.fit,
+    classifier_training.RobustClassifierConfig: classifier_training.fit,
 }
 
 
@@ -32,7 +45,7 @@ def fit(
     """Train, or go on training, and save the defenses under `folder/defenses/<name>`.
 
     Args:
-      config: what to train: `MemoryDefenseConfig`, `DefenseVAEConfig` or `MADVAEConfig`.
+      config: what to train, of a type in `Config`.
       dataset: only its training split is used.
       folder: the run's folder.
       mesh: devices, all of them by default.
@@ -43,7 +56,9 @@ def fit(
       Defenses by name: of a Memory Defense its selectors, of the others their variants.
 
     Raises:
-      InputError: before any work, when something does not fit; `TrainingDiverged` later.
+      InputError: before any work, when something does not fit or another process works in the
+        folder; `TrainingDiverged` later.
     """
     train = _FITS[type(config)]
-    return train(config, dataset, folder, mesh=mesh, backend=backend, reporter=reporter)
+    with locked(folder, (reporter or Silent()).note):
+        return train(config, dataset, folder, mesh=mesh, backend=backend, reporter=reporter)

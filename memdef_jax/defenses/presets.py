@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memdef_jax.checks import InputError
+from memdef_jax.defenses.classifier.presets import CLASSIFIER
+from memdef_jax.defenses.denoiser.presets import FEATURE_DENOISER, HGD
 from memdef_jax.defenses.memory.presets import MEMORY_DEFENSE
 from memdef_jax.defenses.vae.presets import DEFENSE_VAE, MAD_VAE
 
@@ -15,6 +17,9 @@ PRESETS: dict[str, Mapping[str, Callable[[tuple[int, int, int], int], Any]]] = {
     "memory_defense": MEMORY_DEFENSE,
     "defense_vae": DEFENSE_VAE,
     "mad_vae": MAD_VAE,
+    "classifier": CLASSIFIER,
+    "feature_denoiser": FEATURE_DENOISER,
+    "hgd": HGD,
 }
 
 

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
+import reprlib
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from memdef_jax.checks import InputError
+from memdef_jax.checks import InputError, shown
 from memdef_jax.data import Dataset
+from memdef_jax.defenses.classifier.classifier_defense import ClassifierDefense, ClassifierSpec
+from memdef_jax.defenses.denoiser.denoiser_defense import DenoiserDefense, DenoiserSpec
 from memdef_jax.defenses.memory.memory_defense import MemoryDefense, MemoryDefenseSpec
 from memdef_jax.defenses.vae.vae_defense import VAEDefense, VAEDefenseSpec
-from memdef_jax.files import check_writable, write_atomic
+from memdef_jax.files import below, check_writable, read_json, write_atomic
 from memdef_jax.training.checkpoints import read_tree, write_tree
 from memdef_jax.training.run import read_run
 
 VERSION = 1
 _FILE = "defense.json"
+_AGAIN = "train again in another folder."
+_MOST = 2**31  # no number of a specification comes near it
 # What a file's "kind" is made of: its networks' specification, and the defense.
 _KINDS: dict[str, tuple[Any, Any]] = {
     "memory_defense": (MemoryDefenseSpec, MemoryDefense),
     "defense_vae": (VAEDefenseSpec, VAEDefense),
     "mad_vae": (VAEDefenseSpec, VAEDefense),
+    "classifier": (ClassifierSpec, ClassifierDefense),
+    "feature_denoiser": (DenoiserSpec, DenoiserDefense),
+    "hgd": (DenoiserSpec, DenoiserDefense),
 }
 
 
-def save(defense: MemoryDefense | VAEDefense, folder: pathlib.Path) -> None:
+def save(
+    defense: MemoryDefense | VAEDefense | DenoiserDefense | ClassifierDefense, folder: pathlib.Path
+) -> None:
     """Write a defense into a folder of its own; what makes it whole is written last.
 
     Raises:
@@ -51,24 +63,50 @@ def load(folder: pathlib.Path) -> Any:
     path = folder / _FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no finished defense; train it first, or finish training.")
+    spec, defense_type = _described(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, kind = int(content["version"]), content["kind"]
-        fields = dict(content["spec"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged; train again in another folder.") from error
+        like = jax.eval_shape(spec.init, jax.random.key(0))  # allocates nothing
+    except Exception as error:  # a network of impossible sizes fails wherever it does
+        raise InputError(f"{path} describes no network that can be made; {_AGAIN}") from error
+    return defense_type(spec, read_tree(folder / "variables", like))
+
+
+def _described(path: pathlib.Path) -> tuple[Any, Any]:
+    """The specification in a file, and the type of its defense."""
+    content = read_json(path, _AGAIN)
+    version, kind, fields = (content.get(name) for name in ("version", "kind", "spec"))
+    if type(version) is not int or not isinstance(kind, str) or not isinstance(fields, dict):
+        raise InputError(f"{path} is damaged; {_AGAIN}")
     if version > VERSION or kind not in _KINDS:
         raise InputError(
-            f"{path} is a {kind!r} of version {version} and this program reads "
-            f"{', '.join(_KINDS)} up to version {VERSION}; update memdef_jax."
+            f"{path} is a {reprlib.repr(kind)} of version {reprlib.repr(version)} and this program "
+            f"reads {', '.join(_KINDS)} up to version {VERSION}; update memdef_jax."
         )
     spec_type, defense_type = _KINDS[kind]
+    hints = typing.get_type_hints(spec_type)
     try:
-        spec = spec_type(**{**fields, "image_shape": tuple(fields["image_shape"])})
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged: {error}; train again in another folder.") from error
-    like = jax.eval_shape(spec.init, jax.random.key(0))
-    return defense_type(spec, read_tree(folder / "variables", like))
+        typed = {name: _typed(name, value, hints.get(name)) for name, value in fields.items()}
+        return spec_type(**typed), defense_type
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: {shown(error, 200)}; {_AGAIN}") from error
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """A value from JSON as the field of a specification; TypeError where it cannot be that."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        own = typing.get_args(hint)
+        if len(own) == len(value):
+            return tuple(_typed(name, item, of) for item, of in zip(value, own))
+    number = type(value) is int or (type(value) is float and math.isfinite(value))
+    fits = {
+        int: type(value) is int and abs(value) < _MOST,
+        float: number and abs(value) < _MOST,
+        str: isinstance(value, str) and len(value) < 100,
+    }
+    # A field of another type needs its line here before it can be read.
+    if fits.get(hint, False):
+        return value
+    raise TypeError(f"{shown(name)!r} cannot be {reprlib.repr(value)}")
 
 
 def run_description(
@@ -95,10 +133,13 @@ def load_run(folder: pathlib.Path) -> dict[str, Any]:
     """The defenses of a finished run, by name.
 
     Raises:
-      InputError: when there is no run, or it is unfinished, damaged or of a newer version.
+      InputError: when there is no run, or it is unfinished, damaged or of a newer version, or
+        names something outside its folder.
     """
     names = read_run(folder).get("defenses") or []
-    paths = {name: folder / "defenses" / name for name in names}
+    if not isinstance(names, list) or len(names) > 1000:
+        raise InputError(f"{folder} is damaged: its defenses are no names; {_AGAIN}")
+    paths = {name: below(below(folder, "defenses"), name) for name in names}
     if not paths or not all((path / _FILE).is_file() for path in paths.values()):
         raise InputError(f"{folder} holds an unfinished run; train there until the end first.")
     return {name: load(path) for name, path in paths.items()}

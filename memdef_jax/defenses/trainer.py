@@ -18,6 +18,7 @@ from memdef_jax.training import (
     Reporter,
     Stage,
     TrainState,
+    Validation,
     make_step,
     shard,
     train,
@@ -61,6 +62,8 @@ class Trainer:
         steps: int,
         batch_size: int,
         guard: Callable[[Mapping[str, float]], str | None] | None = None,
+        average_decay: float | None = None,
+        validation: Validation | None = None,
     ) -> dict[str, Any]:
         """Train one stage, or go on with it.
 
@@ -74,20 +77,23 @@ class Trainer:
           steps: updates to do.
           batch_size: images an update.
           guard: see `training.Stage`.
+          average_decay: of running means of the variables, None for none.
+          validation: what to measure now and then, see `training.Stage`.
 
         Returns:
-          The trained variables.
+          The trained variables: the best validated, else the running means, else the last.
         """
         stage = Stage(
             name=name,
-            step=shard(make_step(loss_fn, optimizer), self.mesh, self.backend),
+            step=shard(make_step(loss_fn, optimizer, decay=average_decay), self.mesh, self.backend),
             batch=batch,
             total_steps=steps,
             batch_size=batch_size,
             save_every=self.save_every,
+            validation=validation,
             **({"guard": guard} if guard else {}),
         )
-        state = TrainState.create(variables, optimizer)
+        state = TrainState.create(variables, optimizer, average=average_decay is not None)
         key = self.key(purpose)
         return train(stage, state, key, self.folder / name, self.mesh, self.reporter).variables
 

@@ -91,6 +91,13 @@ def test_images_are_resized_when_asked(tree):
     assert read(tree, image_size=(6, 5)).info.image_shape == (6, 5, 3)
 
 
+def test_a_folder_can_be_gray(tree):
+    gray, coloured = read(tree, gray=True), read(tree)
+    assert gray.info.image_shape == (6, 5, 1)
+    due = np.rint(coloured.train.images.astype(float) @ [0.299, 0.587, 0.114])
+    np.testing.assert_array_equal(gray.train.images[..., 0], due)
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_both_splits_are_needed(tree, part):
     (tree / part).rename(tree / "other")

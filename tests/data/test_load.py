@@ -55,6 +55,24 @@ def test_cifar_keeps_channels_and_order(small_cifar, tmp_path):
     assert not (tmp_path / "tfds").exists()
 
 
+def test_cifar_can_be_gray_and_of_another_size(small_cifar, tmp_path):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(small_cifar.archive)
+    coloured = load("cifar10", raw_dir=tmp_path)
+    gray = load("cifar10", gray=True)
+    assert gray.info.name == "cifar10"
+    assert gray.info.image_shape == (32, 32, 1)
+    assert gray.info.source.endswith("turned gray")
+    assert gray.info.fingerprint == fingerprint(gray.train, gray.test)
+    assert gray.info.fingerprint != coloured.info.fingerprint
+    due = np.rint(coloured.train.images.astype(float) @ [0.299, 0.587, 0.114])
+    np.testing.assert_array_equal(gray.train.images[..., 0], due)
+    np.testing.assert_array_equal(gray.test.labels, coloured.test.labels)
+    small = load("cifar10", gray=True, image_size=28)
+    assert small.info.image_shape == (28, 28, 1)
+    assert "resized to 28x28, turned gray" in small.info.source
+    assert load("digits", gray=True).info.fingerprint == load("digits").info.fingerprint
+
+
 def test_what_is_prepared_is_an_ordinary_tfds_dataset(small_mnist, tmp_path):
     small_mnist.write(tmp_path / "raw")
     builder = tfds.builder("memdef_mnist", data_dir=str(tmp_path), raw_dir=tmp_path / "raw")

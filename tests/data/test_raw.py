@@ -111,3 +111,26 @@ def test_official_tables_are_consistent():
         assert len(set(spec.class_names)) == 10
     assert official.MNIST.files[0].size == 16 + 60_000 * 28 * 28
     assert official.CIFAR10.files[0].size == 10_000 * 3073
+
+
+def test_a_member_with_an_endless_name_is_not_kept(formats):
+    # A header of this type is read whole into memory before anything else is looked at.
+    header = tarfile.TarInfo("name")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 10**11
+    archive = header.tobuf(tarfile.GNU_FORMAT) + bytes(100_000_000)
+    packed = gzip.compress(archive, 1)
+    assert len(packed) < 1_000_000
+    with pytest.raises(InputError, match="made holds far more than the files that are due"):
+        raw.tar_members(io.BytesIO(packed), (formats.file("a.bin", b"abc"),), "made")
+
+
+def test_an_archive_of_what_nobody_asked_for_is_not_read_to_the_end(formats):
+    packed = formats.tar_gz({"other.bin": bytes(100_000_000)})
+    with pytest.raises(InputError, match="made holds far more than the files that are due"):
+        raw.tar_members(io.BytesIO(packed), (formats.file("a.bin", b"abc"),), "made")
+
+
+def test_idx_sizes_whose_product_overflows_to_the_length_are_refused():
+    data = bytes([0, 0, 8, 4]) + (2**16).to_bytes(4, "big") * 4  # 2**64 bytes, that is none
+    with pytest.raises(InputError, match=r"announces shape \(65536, .* but holds 0 bytes"):
+        raw.read_idx(data, "made")

@@ -1,6 +1,7 @@
 """Finding raw files: the order of sources, damaged files, and failing fast."""
 
 import gzip
+import os
 import pathlib
 import stat
 import sys
@@ -267,9 +268,22 @@ def test_apt_without_lists_fetches_lists_of_its_own(tmp_path, monkeypatch):
 def test_an_unreadable_file_is_named(small_mnist, tmp_path, monkeypatch):
     small_mnist.write(tmp_path)
 
-    def read_bytes(path):
-        raise PermissionError(13, "Permission denied")
+    real = os.open
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    def refuse(path, *args, **kwargs):
+        if pathlib.Path(path).name == "train-images-idx3-ubyte":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InputError, match="train-images-idx3-ubyte cannot be read: Permission"):
         obtain(small_mnist, tmp_path)
+
+
+def test_of_a_file_that_is_far_too_long_only_what_is_due_is_read(small_mnist, tmp_path):
+    small_mnist.write(tmp_path)
+    name = official.MNIST.files[0].name
+    with (tmp_path / name).open("r+b") as file:
+        file.truncate(10**12)  # a hole, which takes no room on the disk
+    with pytest.raises(InputError, match=f"{name} holds more than .* bytes"):
+        sources.obtain(official.OFFICIAL["mnist"], tmp_path)

@@ -129,3 +129,35 @@ def test_a_run_is_read_by_selector_and_only_when_it_is_finished(folder, tmp_path
     run_of(tmp_path, "benign", version=99)
     with pytest.raises(InputError, match="update memdef_jax"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"memory_rows": 10**12}, "is damaged: 'memory_rows' cannot be 1000000000000"),
+        ({"classes": "10"}, "is damaged: 'classes' cannot be '10'"),
+        ({"image_shape": [28, 28]}, r"is damaged: 'image_shape' cannot be \[28, 28\]"),
+        ({"image_shape": 28}, "is damaged: 'image_shape' cannot be 28"),
+        ({"softmax_scale": float("inf")}, "is damaged: 'softmax_scale' cannot be inf"),
+        ({"selector": None}, "is damaged: 'selector' cannot be None"),
+        # Four terabytes of memory, never asked of the system.
+        ({"memory_rows": 10**9}, r"is of a model of 4\.1e\+12 bytes and at most"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_is_made(folder, change, sentence):
+    respecify(folder, **change)
+    with pytest.raises(InputError, match=sentence):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp", "..", "a/b", 3])
+def test_a_run_cannot_name_what_is_outside_its_folder(folder, tmp_path, name):
+    shutil.copytree(folder, tmp_path / "outside")
+    run_of(tmp_path, name)
+    with pytest.raises(InputError, match="is no name of something in"):
+        load_run(tmp_path)
+    (tmp_path / "defenses").mkdir()
+    (tmp_path / "defenses" / "link").symlink_to(tmp_path / "outside")
+    run_of(tmp_path, "link")
+    with pytest.raises(InputError, match="link is a link that leads out of"):
+        load_run(tmp_path)

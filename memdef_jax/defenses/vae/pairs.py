@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax import data
 from memdef_jax.attacks import FGSM, RFGSM, CarliniWagnerL2, DeepFool
 from memdef_jax.attacks.attack import Attack
 from memdef_jax.attacks.logits import Logits
@@ -146,28 +145,6 @@ def stored_pairs(
             part = folder / f"{name}_{turn}"
             made.append(adversarial_examples(attack, logits_fn, split, own, part, reporter)[0])
     return made
-
-
-def paired_batches(
-    made: list[np.ndarray], split: Split, batch_size: int, seed: int
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """Batches by global step: clean "image" uint8, "label", and "adversarial" float32.
-
-    An epoch shows every adversarial image once.
-    """
-    total = len(made) * len(split)
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        pair = data.batch_indices(total, step, batch_size, seed)
-        which, image = np.divmod(pair, len(split))
-        adversarial = np.stack([made[w][i] for w, i in zip(which, image)])
-        return {
-            "image": split.images[image],
-            "label": split.labels[image],
-            "adversarial": adversarial,
-        }
-
-    return batch
 
 
 def attacked_batch(

@@ -10,11 +10,10 @@ import jax
 import optax
 
 from memdef_jax import data
-from memdef_jax.attacks.attack import check_number
-from memdef_jax.checks import InputError
-from memdef_jax.defenses.selector import SelectorConfig, selector_loss
+from memdef_jax.defenses.examples import paired_batches
+from memdef_jax.defenses.target import ClassifierConfig, train_plain
 from memdef_jax.defenses.trainer import Trainer
-from memdef_jax.defenses.vae.pairs import Mixture, paired_batches, stored_pairs
+from memdef_jax.defenses.vae.pairs import Mixture, stored_pairs
 from memdef_jax.defenses.vae.vae_defense import VAEDefenseSpec
 from memdef_jax.defenses.vae.vae_losses import Terms, VAEConfig, vae_loss
 from memdef_jax.nn import Bound
@@ -23,29 +22,6 @@ from memdef_jax.training import AXIS
 Batches = Callable[[int], Mapping[str, Any]]
 # From a batch size to batches of pairs by global step, and steps an epoch.
 Pairs = Callable[[int], tuple[Batches, int]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """The classifier that is defended, trained on plain images.
-
-    Attributes:
-      architecture: one of `nn.CLASSIFIERS`; "a" to "e" are Defense-GAN's.
-      epochs: over the training split.
-      batch_size: global.
-      learning_rate: of Adam, constant.
-    """
-
-    architecture: str = "a"
-    epochs: int = 10
-    batch_size: int = 100
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1; use 1 or more.")
-        check_number("learning_rate", self.learning_rate, above_zero=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +44,9 @@ class Stages:
 
     def undefended(self) -> dict[str, Any]:
         """The classifier on plain images; variables on the host."""
-        config, trainer = self.classifier, self.trainer
-        steps = config.epochs * data.steps_per_epoch(len(trainer.split), config.batch_size)
-        return jax.device_get(
-            trainer.run(
-                "classifier",
-                1,
-                selector_loss(self.spec.reader(AXIS), SelectorConfig(), in_loop=False),
-                self.spec.init_classifier(trainer.key(101)),
-                optax.adam(config.learning_rate),
-                trainer.benign_batches(config.batch_size, 1),
-                steps,
-                config.batch_size,
-            )
-        )
+        start = self.spec.init_classifier(self.trainer.key(101))
+        module = self.spec.reader(AXIS)
+        return train_plain(self.trainer, "classifier", 1, module, start, self.classifier)
 
     def pairs(self, undefended: Any) -> Pairs:
         """The pairs against the classifier, made or read once for all stages."""

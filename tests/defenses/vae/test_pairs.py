@@ -8,6 +8,7 @@ import pytest
 from memdef_jax import data
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import Mixture
+from memdef_jax.defenses.examples import paired_batches
 from memdef_jax.defenses.vae import pairs
 from memdef_jax.training import Silent
 
@@ -69,7 +70,7 @@ def test_stored_images_are_read_again_and_not_made(model, split, tmp_path, monke
 
 def test_an_epoch_shows_every_pair_once(split):
     made = [np.full((7, 3, 3, 1), w, np.float32) for w in range(2)]
-    batch = pairs.paired_batches(made, split, 7, seed=3)
+    batch = paired_batches(made, split, 7, seed=3)
     seen = [batch(step) for step in range(2)]
     for kind in range(2):
         shown = [

@@ -1,0 +1,1 @@
+"""Denoisers before a frozen classifier: the feature-map denoising autoencoder, and HGD."""

@@ -1,0 +1,63 @@
+"""An exported defense gives the same logits and gradients where this package is not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memdef_jax.checks import InputError
+from memdef_jax.defenses.artifact import describe, to_artifact
+
+ELSEWHERE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax import export
+
+assert not any(name.startswith(("memdef_jax", "flax")) for name in sys.modules)
+try:
+    import memdef_jax
+except ImportError:
+    pass
+else:
+    raise SystemExit("memdef_jax can be imported here")
+program = export.deserialize(bytearray(open("defense.stablehlo", "rb").read()))
+x = np.load("x.npy")
+y = jax.grad(lambda x: (program.call(x)[:, 3] - program.call(x)[:, 5]).sum())(jnp.asarray(x))
+np.savez("found.npz", all=program.call(x), one=program.call(x[:1]), gradient=y)
+"""
+
+
+def test_the_program_runs_alone_for_any_batch_and_can_be_differentiated(defense, images, tmp_path):
+    x = images[0]
+    (tmp_path / "defense.stablehlo").write_bytes(to_artifact(defense, ("cpu",)))
+    np.save(tmp_path / "x.npy", np.asarray(x), allow_pickle=False)
+    command = [sys.executable, "-I", "-W", "error", "-c", ELSEWHERE]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz", allow_pickle=False) as found:
+        logits = np.asarray(defense(x))
+        np.testing.assert_allclose(found["all"], logits, atol=1e-4)
+        np.testing.assert_allclose(found["one"], logits[:1], atol=1e-4)
+        gradient = jax.grad(lambda x: (defense(x)[:, 3] - defense(x)[:, 5]).sum())(x)
+        assert jnp.abs(gradient).max() > 0
+        np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("platforms", [(), ("abacus",)])
+def test_platforms_that_are_not_there_are_refused(defense, platforms):
+    with pytest.raises(InputError, match=r"cannot be exported for; use some of cpu, cuda"):
+        to_artifact(defense, platforms)
+
+
+def test_the_description_says_what_goes_in_and_comes_out(defense):
+    run = {"dataset": "digits", "fingerprint": "ab"}
+    found = json.loads(describe(defense, "benign", run, ("cpu",)))
+    assert found["image_shape"] == [28, 28, 1]
+    assert (found["classes"], found["kind"], found["dataset"]) == (10, "memory_defense", "digits")
