@@ -23,7 +23,7 @@ import tyro
 from torch import nn
 
 from benchmarks import ledger
-from benchmarks.torch_models import TOLERANCE, conv, linear, norm
+from benchmarks.torch_models import TOLERANCE, conv, linear, norm, transposed
 from memdef_jax import console
 from memdef_jax.checks import InputError
 from memdef_jax.files import write_atomic
@@ -81,25 +81,15 @@ class TorchVAE(nn.Module):
         layers = []
         for i, (_, _, stride, padding) in enumerate(arch.decoder):
             name = f"BatchNorm_{i}"
-            layers += [_transposed(own[f"ConvTranspose_{i}"], stride, padding)]
+            layers += [transposed(own[f"ConvTranspose_{i}"], stride, padding)]
             layers += [norm(own[name], stat[name]), nn.ReLU()]
         last = own[f"ConvTranspose_{len(arch.decoder)}"]
-        self.decoder = nn.Sequential(*layers, _transposed(last, *arch.last[1:]), nn.Sigmoid())
+        self.decoder = nn.Sequential(*layers, transposed(last, *arch.last[1:]), nn.Sigmoid())
 
     def forward(self, x: Any) -> Any:
         z = torch.relu(self.widen(self.mean(self.encoder(x).flatten(1))))
         height, width, channels = self.features
         return self.decoder(z.view(-1, channels, height, width))
-
-
-def _transposed(params: Mapping[str, Any], stride: int, padding: int) -> Any:
-    kernel = np.asarray(params["kernel"]).transpose(3, 2, 0, 1)
-    inputs, outputs, size, _ = kernel.shape
-    layer = nn.ConvTranspose2d(inputs, outputs, size, stride, padding)
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(kernel.copy()))
-        layer.bias.copy_(torch.from_numpy(np.array(params["bias"])))
-    return layer
 
 
 def measure(options: Options) -> list[list[str]]:

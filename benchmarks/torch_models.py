@@ -108,7 +108,7 @@ def port(name: str, bound: Bound) -> Any:
 
 def to_torch(images: np.ndarray, device: str = "cpu") -> Any:
     """[B, H, W, C] as a torch tensor [B, C, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
 
 
 def to_numpy(images: Any) -> np.ndarray:
@@ -159,6 +159,15 @@ def conv(params: Arrays, stride: int, padding: int) -> Any:
     layer.weight.data = _tensor(np.asarray(params["kernel"]).transpose(3, 2, 0, 1))
     if "bias" in params:
         layer.bias.data = _tensor(params["bias"])
+    return layer
+
+
+def transposed(params: Arrays, stride: int, padding: int, output_padding: int = 0) -> Any:
+    """A transposed convolution with the library's weights."""
+    kernel = np.asarray(params["kernel"]).transpose(3, 2, 0, 1)
+    inputs, outputs, size, _ = kernel.shape
+    layer = nn.ConvTranspose2d(inputs, outputs, size, stride, padding, output_padding)
+    layer.weight.data, layer.bias.data = _tensor(kernel), _tensor(params["bias"])
     return layer
 
 
