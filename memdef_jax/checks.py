@@ -17,6 +17,12 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message is one sentence fit to be shown as it is."""
 
 
+def shown(value: Any, most: int = 100) -> str:
+    """As much of a value that a file holds as belongs in a sentence."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def is_traced(*trees: Any) -> bool:
     """Whether any leaf of the given pytrees is a tracer, that is, has no value yet."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import jax
 from jax import monitoring
@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from memdef_jax import preemption
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation.program import Evaluation
 from memdef_jax.evaluation.reports import report
@@ -38,7 +39,8 @@ _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
 def run(program: Callable[[], None]) -> None:
     """Run a program's main function; an InputError becomes one sentence and exit status 2.
 
-    What was compiled is kept in the user's cache for the next run, and said at the end.
+    Likewise SIGTERM, before which a training saves, and status 75; and Ctrl-C and 130. What was
+    compiled is kept in the user's cache for the next run, and said at the end.
     """
     prepare_cpu()
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
@@ -46,7 +48,7 @@ def run(program: Callable[[], None]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         try:
-            with compilations() as compiled:
+            with preemption.listening(), compilations() as compiled:
                 program()
         finally:  # before anything is printed below a live bar
             for reporter in tuple(_LIVE):
@@ -54,11 +56,24 @@ def run(program: Callable[[], None]) -> None:
         if compiled.programs or compiled.cached:
             print(compiled.words())
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_plain(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command continues.", file=sys.stderr)
-        raise SystemExit(130) from None
+        _leave("interrupted", 130)
+    except preemption.Preempted as stopped:
+        _leave(str(stopped), preemption.STATUS)
+
+
+def _leave(words: str, status: int) -> NoReturn:
+    """End the process at once.
+
+    Compiled code may still be running, and crashes when the interpreter takes down, as it does at
+    a usual end, what that code works on.
+    """
+    print(f"{words}; the same command continues.", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody listens any more
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def prepare_cpu() -> None:
@@ -194,7 +209,7 @@ class ConsoleReporter:
 
     def note(self, text: str) -> None:
         """Something the user should read."""
-        self._console.print(f"note: {text}", soft_wrap=True)
+        self._console.print(f"note: {_plain(text)}", soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal in order."""
@@ -202,6 +217,11 @@ class ConsoleReporter:
             self._bar.stop()
             self._bar = None
             _LIVE.discard(self)
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would obey: names of files, and what is in them, may hold it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _console(width: int | None = None) -> Console:

@@ -1,13 +1,18 @@
-"""Files that are either whole or not there."""
+"""Files that are written whole or not at all, and read without trust in what they hold."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
+import stat
 import uuid
+from typing import Any
 
-from memdef_jax.checks import InputError
+from memdef_jax.checks import InputError, shown
+
+MOST_JSON = 64_000_000  # bytes; the descriptions written here have some thousands
 
 
 def write_atomic(path: pathlib.Path, content: str | bytes) -> None:
@@ -58,4 +63,83 @@ def check_writable(folder: pathlib.Path, needed_bytes: int = 0) -> None:
         raise InputError(
             f"{folder} has {free / 1e6:.0f} MB free and {needed_bytes / 1e6:.0f} MB are needed; "
             "free some space or choose another folder."
+        )
+
+
+def read_most(path: pathlib.Path, most: int) -> bytes:
+    """The bytes of a regular file; of a longer one than `most` those and one more.
+
+    Raises:
+      InputError: when it cannot be read, or is no file but a pipe or a device, which might never
+        end.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path} is no regular file; remove it.")
+            return file.read(most + 1)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}; mend its permissions or remove it."
+        ) from error
+
+
+def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+      path: of the file.
+      remedy: what to do where it is damaged, as the end of a sentence.
+
+    Raises:
+      InputError: when it cannot be read, is no JSON object, or is longer than `MOST_JSON`.
+    """
+    data = read_most(path, MOST_JSON)
+    try:
+        if len(data) > MOST_JSON:
+            raise ValueError(f"more than {MOST_JSON} bytes")
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged; {remedy}") from error
+    return content
+
+
+def below(folder: pathlib.Path, name: Any) -> pathlib.Path:
+    """The path of what a file says to have the given name in a folder.
+
+    Raises:
+      InputError: when that is no plain name, or a link that leads out of the folder.
+    """
+    plain = isinstance(name, str) and name.isprintable() and name not in ("", ".", "..")
+    if not plain or {"/", "\\", os.sep} & set(name) or len(name) > 200:
+        raise InputError(
+            f"{shown(name)!r} is no name of something in {folder}; "
+            "a name is one part of a path, so do not trust where this one comes from."
+        )
+    path = folder / name
+    _check_link(path, folder)
+    return path
+
+
+def check_links(folder: pathlib.Path) -> None:
+    """Check, before anything is written, that no link leads out of a folder.
+
+    Raises:
+      InputError: if one does.
+    """
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = pathlib.Path(place, name)
+            if path.is_symlink():
+                _check_link(path, pathlib.Path(root))
+
+
+def _check_link(path: pathlib.Path, folder: pathlib.Path) -> None:
+    root, target = os.path.realpath(folder), os.path.realpath(path)
+    if target != root and os.path.commonpath([root, target]) != root:
+        raise InputError(
+            f"{path} is a link that leads out of {folder}; put what it stands for in its place."
         )

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from memdef_jax import console
 from memdef_jax.checks import InputError
+from memdef_jax.preemption import Preempted
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,16 @@ def own_cache(monkeypatch, tmp_path):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def ends_by_an_exception(monkeypatch):
+    """What would end the process of the tests."""
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
 
 
 @pytest.mark.parametrize(
@@ -128,15 +139,19 @@ def test_notes_are_shown_as_they_are_even_where_they_look_like_markup(capsys):
     ("error", "status", "sentence"),
     [
         (InputError("eps 9 is outside [0, 1]."), 2, "error: eps 9 is outside [0, 1].\n"),
+        (InputError("no \x1b[31m\n file"), 2, "error: no ?[31m? file\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command continues.\n"),
+        (Preempted("stack: saved"), 75, "stack: saved; the same command continues.\n"),
     ],
 )
 def test_a_program_ends_with_one_sentence_and_a_status(capsys, error, status, sentence):
     def program():
         raise error
 
+    heard = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
         console.run(program)
+    signal.signal(signal.SIGTERM, heard)
     assert end.value.code == status
     assert capsys.readouterr() == ("", sentence)
 
@@ -159,12 +174,15 @@ def test_a_live_bar_is_taken_down_however_a_program_ends(error):
     assert out.getvalue().count("\x1b[?25h") == 1
 
 
-def test_control_c_ends_a_program_with_one_sentence(tmp_path):
+def test_control_c_ends_a_program_with_one_sentence_even_while_something_is_computed(tmp_path):
     program = (
         # A shell's background jobs, and so their children, are born ignoring it.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import time; from memdef_jax import console\n"
-        "console.run(lambda: (print('ready', flush=True), time.sleep(60)))"
+        "import jax, time; from memdef_jax import console\n"
+        "again = lambda i, a: jax.numpy.sin(a @ a)\n"
+        "spin = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, again, x))\n"
+        "x = jax.numpy.ones((64, 64))\n"
+        "console.run(lambda: (spin(x), print('ready', flush=True), time.sleep(60)))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program],

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_a_folder_that_cannot_be_evaluated_is_refused_in_one_sentence(
         (folder / "defenses").mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps(content))
         for name in change.get("selectors", ["benign", "in_loop"]):
-            (folder / "defenses" / name).symlink_to(trained / "defenses" / name)
+            shutil.copytree(trained / "defenses" / name, folder / "defenses" / name)
     before = files(folder)
     status, out, err = start("eval.robustness", "--run", folder)
     assert (status, out) == (2, "")
@@ -239,6 +240,22 @@ def test_help_shows_the_values_of_the_chosen_preset(start, arguments, shown):
         assert f"(default: {value})" in after[:600], name
 
 
+PROGRAMS = sorted(
+    f"{folder}.{path.stem}"
+    for folder in ("train", "eval")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem not in ("__init__", "command")
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_says_what_it_takes_and_stands_in_the_readme(start, program):
+    status, out, _ = start(program, "--help")
+    assert status == 0
+    assert "usage:" in out
+    assert f"`{program}`" in (ROOT / "README.md").read_text()
+
+
 TINY = [
     "--dataset", "digits",
     "--config.train-size", "128",
@@ -285,7 +302,7 @@ def test_an_evaluation_that_was_killed_goes_on_as_if_it_had_not(
     for folder in folders:
         folder.mkdir()
         (folder / "run.json").write_text((trained / "run.json").read_text())
-        (folder / "defenses").symlink_to(trained / "defenses")
+        shutil.copytree(trained / "defenses", folder / "defenses")
     killed, whole = folders
     child = subprocess.Popen(
         [sys.executable, "-m", "eval.robustness", "--run", killed, *arguments],

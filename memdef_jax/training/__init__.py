@@ -14,9 +14,11 @@ from memdef_jax.training.state import (
     replicate,
     shard,
 )
+from memdef_jax.training.validation import History, Validation
 
 __all__ = [
     "AXIS",
+    "History",
     "LossFn",
     "Metrics",
     "Reporter",
@@ -25,6 +27,7 @@ __all__ = [
     "Step",
     "TrainState",
     "TrainingDiverged",
+    "Validation",
     "check_batch",
     "make_mesh",
     "make_step",

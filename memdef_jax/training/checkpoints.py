@@ -3,7 +3,9 @@
 A checkpoint is a folder `step_N/` with Orbax's `tree/`, the names, shapes and dtypes of its arrays
 in `arrays.json`, and a `digests.json` over all of these files. It is
 written under a temporary name and renamed, so a killed save leaves nothing that looks whole; what
-was altered later is noticed and the one before is used. Nothing is ever unpickled.
+was altered later is noticed and the one before is used. Nothing is ever unpickled. The digests find
+damage and not malice, as whoever alters a file can alter its digest; so before any array is read,
+links are refused and names, shapes and sizes are compared with those of the caller's networks.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -22,11 +25,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from memdef_jax.checks import InputError
-from memdef_jax.files import cannot_write, check_writable, write_atomic
+from memdef_jax.checks import InputError, shown
+from memdef_jax.files import cannot_write, check_writable, read_json, write_atomic
 
+MOST_BYTES = 16 << 30  # of all arrays of a checkpoint; the largest here have about 1 GB
 _DIGESTS = "digests.json"
 _ARRAYS = "arrays.json"
+_STEP = re.compile("step_(0|[1-9][0-9]{0,17})")
+_AGAIN = "delete it and train again."
 
 
 class OtherStructure(InputError):
@@ -91,34 +97,40 @@ def read_tree(folder: pathlib.Path, like: Any) -> Any:
     Raises:
       InputError: if it is absent, altered, or of another structure.
     """
-    if not (folder / _DIGESTS).is_file():
-        raise InputError(f"{folder} is not a whole checkpoint; delete it and train again.")
-    try:
-        expected = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-    except ValueError:
-        expected = None
-    found = _digests(folder)
-    if not found or expected != found:
-        known = expected if isinstance(expected, dict) else {}
-        wrong = sorted(k for k in {*found, *known} if known.get(k) != found.get(k))
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    if needed > MOST_BYTES:
         raise InputError(
-            f"{folder} is damaged: {wrong[0] if wrong else _DIGESTS} is not what was saved; "
-            "delete it and train again."
+            f"{folder} is of a model of {needed:.3g} bytes and at most {MOST_BYTES} are read; "
+            "use a smaller one."
         )
-    there, here = json.loads((folder / _ARRAYS).read_text(encoding="utf-8")), _arrays(like)
+    if not (folder / _DIGESTS).is_file():
+        raise InputError(f"{folder} is not a whole checkpoint; {_AGAIN}")
+    expected, found = read_json(folder / _DIGESTS, _AGAIN), _digests(folder)
+    if not found or expected != found:
+        wrong = sorted(k for k in {*found, *expected} if expected.get(k) != found.get(k))
+        raise InputError(
+            f"{folder} is damaged: {shown(wrong[0] if wrong else _DIGESTS)} is not what was saved; "
+            f"{_AGAIN}"
+        )
+    there, here = read_json(folder / _ARRAYS, _AGAIN), _arrays(like)
     other = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     if other:
         raise OtherStructure(
-            f"{folder} holds another model than the configuration describes ({other[0]} is "
-            f"{there.get(other[0], 'absent')} there and {here.get(other[0], 'absent')} here); "
+            f"{folder} holds another model than the configuration describes ({shown(other[0])} is "
+            f"{shown(there.get(other[0], 'absent'))} there and {here.get(other[0], 'absent')} "
+            "here); "
             "use the configuration it was trained with or another folder."
         )
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=device), like
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore((folder / "tree").absolute(), abstract)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore((folder / "tree").absolute(), abstract)
+    except Exception as error:  # many libraries meet here, each with errors of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder} cannot be read ({shown(reason, 200)}); {_AGAIN}") from error
 
 
 def save(store: pathlib.Path, step: int, tree: Any, keep: int = 2) -> None:
@@ -160,16 +172,35 @@ def restore_latest(store: pathlib.Path, like: Any) -> Restored:
 
 
 def _steps(store: pathlib.Path) -> list[int]:
-    names = [p.name.removeprefix("step_") for p in store.glob("step_*") if p.is_dir()]
-    return [int(name) for name in names if name.isdigit()]
+    names = [p.name for p in store.glob("step_*") if p.is_dir()]
+    return [int(name.removeprefix("step_")) for name in names if _STEP.fullmatch(name)]
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / _DIGESTS
-    }
+    """SHA-256 of every file by its path, but the one that keeps them.
+
+    Raises:
+      InputError: when there is anything but files and folders, a file cannot be read, or they have
+        more bytes than any checkpoint.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path != folder / _DIGESTS]
+    found, size = {}, 0
+    for path in paths:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InputError(f"{folder} is damaged: {path.name} is no file; {_AGAIN}")
+        if path.is_dir():
+            continue
+        try:
+            with path.open("rb") as file:
+                size += os.fstat(file.fileno()).st_size
+                if size > 2 * MOST_BYTES:
+                    raise InputError(f"{folder} holds more than {2 * MOST_BYTES} bytes; {_AGAIN}")
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{path} cannot be read ({reason}); mend its permissions.") from error
+        found[path.relative_to(folder).as_posix()] = digest
+    return found
 
 
 def _arrays(tree: Any) -> dict[str, str]:

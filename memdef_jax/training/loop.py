@@ -12,9 +12,11 @@ import jax
 from jax.sharding import Mesh
 
 from memdef_jax.checks import InputError
+from memdef_jax.preemption import Preempted, saving_first
 from memdef_jax.training import checkpoints
-from memdef_jax.training.metrics import MetricsLog
+from memdef_jax.training.metrics import MetricsLog, read_metrics
 from memdef_jax.training.state import Step, TrainState, check_batch, put_batch, replicate
+from memdef_jax.training.validation import Validation, Validator, nothing
 
 
 class TrainingDiverged(InputError):
@@ -60,6 +62,7 @@ class Stage:
       batch_size: images an update, for the throughput.
       save_every: updates between checkpoints.
       guard: looks at the metrics of a step and returns a sentence that stops the training, or None.
+      validation: what to measure now and then, to keep the best; None to keep the last.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Stage:
     batch_size: int
     save_every: int
     guard: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "batch_size", "save_every"):
@@ -88,6 +92,8 @@ def train(
 
     The metrics of a step are looked at after the next step is dispatched, so the device never waits
     for the host; before a checkpoint they are all looked at, so no diverged state is ever saved.
+    What validation measures is logged with the metrics of its step, and the best it has seen is
+    part of every checkpoint.
 
     Args:
       stage: what to do.
@@ -98,56 +104,93 @@ def train(
       reporter: told of progress.
 
     Returns:
-      The final state.
+      The final state; with a validation its `best`, and so its `variables`, are the best ones.
 
     Raises:
       TrainingDiverged: when a metric is not finite or the guard objects; names the step, the term
         and the last good checkpoint, which is kept.
       InputError: when the batch does not split over the mesh, a checkpoint is of another model, or
         the folder cannot be written.
+      Preempted: on SIGTERM, where the program listens to it, after a checkpoint of the step.
     """
     check_batch(stage.batch_size, mesh)
     reporter = reporter or Silent()
-    store = folder / "checkpoints"
-    restored = checkpoints.restore_latest(store, state)
-    for text in restored.notes:
-        reporter.note(f"{stage.name}: {text}")
-    if restored.notes and restored.step is None:
-        reporter.note(f"{stage.name}: no checkpoint is left, so the training starts anew.")
-    state = replicate(restored.tree if restored.step is not None else state, mesh)
-    first = restored.step or 0
+    if stage.validation:
+        state = dataclasses.replace(state, best=nothing(state.variables))
+    saved, state = _restored(stage, state, folder / "checkpoints", reporter)
+    best, state = state.best, replicate(dataclasses.replace(state, best=None), mesh)
+    first = saved or 0
     reporter.start(stage.name, first, stage.total_steps, stage.batch_size)
-    saved = restored.step
-
-    def look(step: int, metrics: Mapping[str, jax.Array], log: MetricsLog) -> None:
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        kept = "none was saved yet" if saved is None else f"that of step {saved} is kept"
-        if bad:
-            raise TrainingDiverged(
-                f"{stage.name}: {bad[0]} is {values[bad[0]]} at step {step}; "
-                f"last good checkpoint: {kept}; lower the learning rate or check the data."
-            )
-        problem = stage.guard(values)
-        if problem:
-            raise TrainingDiverged(
-                f"{stage.name}, step {step}: {problem} Last good checkpoint: {kept}."
-            )
-        log.write(step, values)
-        reporter.update(step, values)
-
-    with MetricsLog(folder, first) as log:
+    validator = None
+    with MetricsLog(folder, first) as log, saving_first() as asked_to_stop:
+        if stage.validation:
+            validator = Validator(stage.validation, best, read_metrics(folder), reporter.note)
         pending: tuple[int, Mapping[str, jax.Array]] | None = None
+
+        def tell(step: int, values: Mapping[str, float]) -> None:
+            log.write(step, values)
+            reporter.update(step, values)
+
         for done in range(first + 1, stage.total_steps + 1):
             batch = put_batch(stage.batch(done - 1), mesh)
             state, metrics = stage.step(state, batch, key)
             if pending:
-                look(*pending, log)
+                tell(pending[0], _checked(stage, *pending, saved))
             pending = (done, metrics)
-            if done % stage.save_every == 0 or done == stage.total_steps:
-                look(*pending, log)
+            validates, saves = _due(stage, done)
+            stops = asked_to_stop()
+            if validates or saves or stops:
+                values = _checked(stage, *pending, saved)
+                if validator and validates:
+                    values = validator.look(done, values, state.variables)
+                tell(done, values)
                 pending = None
+            if saves or stops:
                 log.flush()
-                checkpoints.save(store, done, state)
+                kept = dataclasses.replace(state, best=validator and validator.best)
+                checkpoints.save(folder / "checkpoints", done, kept.parts)
                 saved = done
-    return state
+            if stops:
+                raise Preempted(f"{stage.name}: stopped by SIGTERM at step {done}; saved")
+    return dataclasses.replace(state, best=validator and validator.best)
+
+
+def _due(stage: Stage, step: int) -> tuple[bool, bool]:
+    """Whether a step is followed by validation, and by a checkpoint."""
+    last = step == stage.total_steps
+    validates = stage.validation is not None and (last or step % stage.validation.every == 0)
+    return validates, last or step % stage.save_every == 0
+
+
+def _restored(
+    stage: Stage, state: TrainState, store: pathlib.Path, reporter: Reporter
+) -> tuple[int | None, TrainState]:
+    """The newest good checkpoint's step and state; None and the given state without one."""
+    restored = checkpoints.restore_latest(store, state.parts)
+    for text in restored.notes:
+        reporter.note(f"{stage.name}: {text}")
+    if restored.step is not None:
+        return restored.step, TrainState(**restored.tree)
+    if restored.notes:
+        reporter.note(f"{stage.name}: no checkpoint is left, so the training starts anew.")
+    return None, state
+
+
+def _checked(
+    stage: Stage, step: int, metrics: Mapping[str, jax.Array], saved: int | None
+) -> dict[str, float]:
+    """A step's metrics as numbers, all of them finite and to the guard's liking."""
+    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    kept = "none was saved yet" if saved is None else f"that of step {saved} is kept"
+    if bad:
+        raise TrainingDiverged(
+            f"{stage.name}: {bad[0]} is {values[bad[0]]} at step {step}; "
+            f"last good checkpoint: {kept}; lower the learning rate or check the data."
+        )
+    problem = stage.guard(values)
+    if problem:
+        raise TrainingDiverged(
+            f"{stage.name}, step {step}: {problem} Last good checkpoint: {kept}."
+        )
+    return values

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import pathlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from memdef_jax.checks import InputError
-from memdef_jax.files import check_writable, write_atomic
+from memdef_jax.checks import InputError, shown
+from memdef_jax.files import check_writable, read_json, write_atomic
 
 VERSION = 1
 _FILE = "run.json"
+# What a file holds may be long, and the sentence about it may not.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
 
 
 def open_run(folder: pathlib.Path, description: Mapping[str, Any], needed_bytes: int = 0) -> None:
@@ -55,11 +59,11 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / _FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no run ({_FILE} is missing); train one there first.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, run = int(content["version"]), dict(content["run"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged; choose a new folder or delete this one.") from error
+    remedy = "choose a new folder or delete this one."
+    content = read_json(path, remedy)
+    version, run = content.get("version"), content.get("run")
+    if type(version) is not int or not isinstance(run, dict):
+        raise InputError(f"{path} is damaged; {remedy}")
     if version > VERSION:
         raise InputError(
             f"{path} has version {version} and this program reads up to {VERSION}; "
@@ -75,4 +79,6 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in sorted({*old, *new})
             for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
         ]
-    return [] if old == new else [f"{name} was {old!r} there and is {new!r} now"]
+    if old == new:
+        return []
+    return [f"{shown(name)} was {_SHOWN.repr(old)} there and is {_SHOWN.repr(new)} now"]

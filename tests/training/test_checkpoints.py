@@ -249,3 +249,63 @@ def test_what_the_system_refuses_during_a_save_is_one_sentence(store, monkeypatc
         checkpoints.save(store, 3, tree_of(3))
     monkeypatch.undo()
     assert checkpoints.restore_latest(store, LIKE).step == 2
+
+
+def seal(folder, tree):
+    """As somebody would who altered a checkpoint on purpose."""
+    (folder / "arrays.json").write_text(json.dumps(checkpoints._arrays(tree)))
+    (folder / "digests.json").write_text(json.dumps(checkpoints._digests(folder)))
+
+
+def test_arrays_of_other_shapes_than_the_names_say_are_refused(tmp_path):
+    checkpoints.write_tree(tmp_path / "step_1", {"w": np.zeros((300, 400), np.float32)})
+    said = {"w": np.zeros((3, 4), np.float32)}
+    seal(tmp_path / "step_1", said)
+    with pytest.raises(InputError, match=r"step_1 cannot be read \(.*shape.*\); delete it"):
+        checkpoints.read_tree(tmp_path / "step_1", said)
+
+
+def test_more_than_any_model_has_is_refused_before_anything_is_read(tmp_path):
+    like = {"memory": jax.ShapeDtypeStruct((10**12, 1024), np.float32)}
+    with pytest.raises(
+        InputError, match=r"is of a model of 4\.1e\+15 bytes and at most 17179869184"
+    ):
+        checkpoints.read_tree(tmp_path, like)
+
+
+def test_a_link_or_a_pipe_in_a_checkpoint_is_no_file_of_it(store, tmp_path):
+    (tmp_path / "elsewhere").write_text("x")
+    (store / "step_2" / "tree" / "more").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(store / "step_1" / "tree" / "pipe")
+    restored = checkpoints.restore_latest(store, LIKE)
+    assert restored.step is None
+    assert "more is no file" in restored.notes[0]
+    assert "pipe is no file" in restored.notes[1]
+
+
+def test_a_checkpoint_larger_than_any_is_refused_before_it_is_read(store, monkeypatch):
+    with (store / "step_2" / "tree" / "more").open("wb") as file:
+        file.truncate(2 * checkpoints.MOST_BYTES + 1)  # a hole, which takes no room on the disk
+    restored = checkpoints.restore_latest(store, LIKE)
+    assert restored.step == 1
+    assert "step_2 holds more than" in restored.notes[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["step_\u00b2", "step_007", "step_-1", "step_x", "step_" + "9" * 200]
+)
+def test_folders_that_are_named_almost_like_checkpoints_are_passed_over(store, name):
+    shutil.copytree(store / "step_2", store / name)
+    restored = checkpoints.restore_latest(store, LIKE)
+    assert (restored.step, restored.notes) == (2, ())
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{", "", "[" * 100_000])
+def test_names_of_arrays_that_are_none_are_called_damaged(store, content):
+    for step in (1, 2):
+        (store / f"step_{step}" / "arrays.json").write_text(content)
+        known = json.dumps(checkpoints._digests(store / f"step_{step}"))
+        (store / f"step_{step}" / "digests.json").write_text(known)
+    restored = checkpoints.restore_latest(store, LIKE)
+    assert restored.step is None
+    assert all("arrays.json is damaged" in note for note in restored.notes)

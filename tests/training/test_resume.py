@@ -98,12 +98,38 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(unint
 
     assert lines(tmp_path) == lines(uninterrupted)
     assert [json.loads(line)["step"] for line in lines(tmp_path).splitlines()] == list(range(1, 49))
-    with np.load(tmp_path / "final.npz") as a, np.load(uninterrupted / "final.npz") as b:
-        assert set(a.files) == set(b.files)
-        for name in a.files:
-            assert a[name].tobytes() == b[name].tobytes()
+    assert final_arrays(tmp_path) == final_arrays(uninterrupted)
     assert steps_in(store) == steps_in(uninterrupted / "checkpoints") == {42, 48}
     assert not list(store.glob(".saving-*"))
+
+
+def final_arrays(folder):
+    with np.load(folder / "final.npz") as stored:
+        return {name: stored[name].tobytes() for name in stored.files}
+
+
+def test_sigterm_has_the_step_saved_and_the_resumed_run_ends_as_if_it_had_not_come(
+    uninterrupted, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    store = folder / "checkpoints"
+    process = start(folder, "program")
+    last = time.monotonic() + DEADLINE
+    while not steps_in(store) and time.monotonic() < last:
+        time.sleep(0.001)
+    process.terminate()
+    process.terminate()  # some schedulers send it to the process and to its group
+    output, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 75, output
+    reached = max(steps_in(store))
+    sentence = f"tiny: stopped by SIGTERM at step {reached}; saved; the same command continues.\n"
+    assert output.endswith(sentence)
+    assert 6 <= reached < 48
+    assert json.loads(lines(folder).splitlines()[-1])["step"] == reached
+    end(start(folder), 0)
+    assert lines(folder) == lines(uninterrupted)
+    assert final_arrays(folder) == final_arrays(uninterrupted)
 
 
 def test_the_uninterrupted_run_learns_the_known_weights(uninterrupted):

@@ -66,7 +66,17 @@ def test_what_a_killed_start_left_behind_does_not_block_the_next(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'{"version": 1, "ru', b"[1, 2]", b"\xff\xfe", b'{"version": "x", "run": {}}', b"null"],
+    [
+        b"",
+        b'{"version": 1, "ru',
+        b"[1, 2]",
+        b"\xff\xfe",
+        b'{"version": "x", "run": {}}',
+        b'{"version": Infinity, "run": {}}',
+        b'{"version": 1, "run": []}',
+        b"null",
+        b"[" * 100_000,
+    ],
 )
 def test_a_garbled_description_is_called_damaged(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
@@ -89,3 +99,11 @@ def test_too_little_space_is_noticed_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="are needed"):
         open_run(tmp_path / "run", DESCRIPTION, needed_bytes=10**18)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_what_a_sentence_shows_of_a_file_is_short(tmp_path):
+    content = {"version": 1, "run": {**DESCRIPTION, "x" * 10_000: "y" * 10_000}}
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"run: x{100}\.\.\. was 'yy.*yy' there") as caught:
+        open_run(tmp_path, DESCRIPTION)
+    assert len(str(caught.value)) < 800

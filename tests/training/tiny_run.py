@@ -1,7 +1,8 @@
 """A small training in a process of its own, to be killed: tiny_run.py FOLDER [MOMENT SAVE].
 
 With a moment it kills itself, by SIGKILL, at that moment of that save (counted from 1 within the
-process). Otherwise the parent kills it, or it ends and writes `final.npz`.
+process). Otherwise the parent kills it, or it ends and writes `final.npz`. `tiny_run.py FOLDER
+program` is run as the programs are, so that SIGTERM has it save and end.
 """
 
 import os
@@ -100,7 +101,16 @@ def die_at(moment, save):
 
 if __name__ == "__main__":
     target = pathlib.Path(sys.argv[1])
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 3:
         die_at(sys.argv[2], int(sys.argv[3]))
-    final = run(target)
-    np.savez(target / "final.npz", *map(np.asarray, jax.tree.leaves(final)))
+
+    def program():
+        final = run(target)
+        np.savez(target / "final.npz", *map(np.asarray, jax.tree.leaves(final)))
+
+    if sys.argv[2:] == ["program"]:
+        from memdef_jax import console  # takes as long to import as all of the rest to run
+
+        console.run(program)
+    else:
+        program()
