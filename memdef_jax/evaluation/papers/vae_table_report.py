@@ -13,11 +13,9 @@ from memdef_jax.evaluation.papers.published_vae import (
     SECONDS,
     STAND_INS,
     TABLES,
-    UNDEFENDED,
-    USUAL,
-    Row,
 )
 from memdef_jax.evaluation.papers.tables import TOLERANCE
+from memdef_jax.evaluation.papers.vae_blanks import blanks, untrained
 from memdef_jax.evaluation.papers.vae_sources import (
     BLACK_BOX,
     LATENT,
@@ -172,24 +170,13 @@ def notes(
     if paper == "defense_vae" and _TIMES in tables:
         said.append(f"Ours for Table {_TIMES}: `python -m benchmarks.purify`.")
     said += [remark for source in sources for remark in source.remarks]
-    measured = {source.row: source for source in sources}
-    ours = [c for c in compared if c.printed.system is not None]
-    commands = []
-    for row in dict.fromkeys(c.printed.row_key for c in ours):
-        source = measured.get(row)
-        blank = [
-            c for c in ours if c.printed.row_key == row and not set(c.expected) <= set(c.readings)
-        ]
-        if source is not None:
-            absent = _untrained(source, blank)
-            if absent:
-                said.append(
-                    f"{source.folder} has no variant {', '.join(absent)}; its numbers need a run "
-                    "in another folder with more --config.variants."
-                )
-            blank = [c for c in blank if c.printed.system not in absent]
-        if blank:
-            commands.append(", then ".join(_commands(folder, paper, row, source, blank)))
+    for source in sources:
+        if absent := untrained(source, compared):
+            said.append(
+                f"{source.folder} has no variant {', '.join(absent)}; its numbers need a run "
+                "in another folder with more --config.variants."
+            )
+    commands = [str(blank) for blank in blanks(folder, paper, sources, compared)]
     if any("folder:celeba" in line for line in commands):
         said.append("The faces of CelebA are read from celeba/train/<class>/ and celeba/test/.")
     said += [
@@ -199,8 +186,9 @@ def notes(
     ]
     if commands:
         said.append(
-            "What is blank is measured by these, a line a run; --preset paper trains with the "
-            "paper's settings, for a GPU:"
+            "What is blank is measured by these, a line a run, or by all of them one after the "
+            f"other with `python -m eval.reproduce --paper {paper} --run {folder}`; --preset paper "
+            "trains with the paper's settings, for a GPU:"
         )
     return said + commands
 
@@ -218,57 +206,6 @@ def _close(compared: Sequence[VAECompared]) -> list[str]:
         f"{sum(close)} come within {TOLERANCE:g} points."
         for (table, dataset), close in found.items()
     ]
-
-
-def _untrained(source: Source, cells: Sequence[VAECompared]) -> list[str]:
-    """Variants that the paper has and a run does not."""
-    systems = dict.fromkeys(c.printed.system for c in cells)
-    have = (CLEAN, UNDEFENDED, *source.variants)
-    return [name for name in systems if name is not None and name not in have]
-
-
-def _commands(
-    folder: pathlib.Path,
-    paper: str,
-    row: Row,
-    source: Source | None,
-    blank: Sequence[VAECompared],
-) -> list[str]:
-    usual = row.trained == USUAL or paper not in ("defense_vae", "mad_vae")
-    kind = () if row.kind == paper else (row.kind,)
-    name = "-".join((*kind, row.dataset, row.classifier, *(() if usual else row.trained)))
-    run = folder / name if source is None else source.folder
-    found = [] if source is not None else [_training(paper, row, run)]
-    substitutes = dict.fromkeys(c.printed.substitute for c in blank if c.printed.substitute)
-    if any(c.printed.substitute is None and c.printed.attack not in LATENT for c in blank):
-        found.append(f"python -m eval.robustness --run {run} --suite {paper}")
-    if substitutes:
-        names = " ".join(substitutes)
-        found.append(f"python -m eval.black_box --run {run} --substitutes {names}")
-    for reading, target in zip(LATENT, ("", " --target classifier")):
-        if any(reading in c.expected and reading not in c.readings for c in blank):
-            found.append(f"python -m eval.overpowered --run {run}{target}")
-    return [f"`{command}`" for command in found]
-
-
-def _training(paper: str, row: Row, run: pathlib.Path) -> str:
-    """The command that trains a row's run."""
-    data = f"folder:{row.dataset}" if row.dataset in STAND_INS else row.dataset
-    if row.dataset == "celeba":  # none of the datasets by name; the purifier takes 32 pixels
-        data = "folder:celeba --image-size 32"
-    elif paper == "feature_denoiser" and "cifar10" in row.dataset:
-        data += " --gray --image-size 28"
-    command = f"python -m train.{row.kind} --run {run} --dataset {data}"
-    if row.kind == "classifier":
-        eps = row.trained[0].split()[1]
-        return (
-            f"{command} --config.architecture {row.classifier} --config.variants linear "
-            f"--config.training.eps {eps} --config.training.clean-share 0"
-        )
-    if paper == "feature_denoiser":  # whose settings have its classifier
-        return command
-    attacks = "" if row.trained == USUAL else f" --config.mixture.attacks {' '.join(row.trained)}"
-    return f"{command} --config.classifier.architecture {row.classifier}{attacks}"
 
 
 def as_document(paper: str, shown: Sequence[Sheet], said: Sequence[str]) -> str:

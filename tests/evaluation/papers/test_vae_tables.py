@@ -525,7 +525,11 @@ def test_missing_runs_are_trained_and_measured_by_one_line_each(tmp_path):
         f"`python -m eval.robustness --run {new} --suite defense_vae`, then "
         f"`python -m eval.black_box --run {new} --substitutes b e`"
     )
-    (two,) = [line for line in lines if "--config.mixture.attacks fgsm rfgsm`" in line][:1]
+    (two,) = [
+        line
+        for line in lines
+        if "--config.mixture.attacks fgsm rfgsm --config.variants vae rec`" in line
+    ][:1]
     assert f"--run {tmp_path / 'fashion_mnist-a-fgsm-rfgsm'} " in two
     assert "black_box" not in two
     faces = [line for line in lines if "--dataset folder:celeba --image-size 32 " in line]
