@@ -44,6 +44,9 @@ class AdversarialTraining:
       step_size: of their attack; None for eps times 1/2 ("pgd"), 1.25 ("fgsm_rs") or 1/4
         ("trades").
       attack_steps: of "pgd" and "trades"; "fgsm_rs" has one.
+      random_start: of "pgd": begin anywhere in the ball, as Madry et al., or at the image itself;
+        of few steps the latter leave less of the way from the image unseen. "fgsm_rs" always
+        begins anywhere.
       clean_share: share of a batch that stays clean, of "pgd" and "fgsm_rs". "trades" sees every
         image clean and attacked.
       beta: weight of the divergence of "trades".
@@ -55,6 +58,7 @@ class AdversarialTraining:
     eps: float = 0.1
     step_size: float | None = None
     attack_steps: int = 3
+    random_start: bool = True
     clean_share: float = 0.5
     beta: float = 6.0
     margin: float = 0.0
@@ -82,7 +86,7 @@ class AdversarialTraining:
             eps=self.eps,
             step_size=_STEPS[self.recipe] * self.eps if self.step_size is None else self.step_size,
             steps=1 if self.recipe == "fgsm_rs" else self.attack_steps,
-            random_start=True,
+            random_start=self.random_start or self.recipe == "fgsm_rs",
             early_stop=False,
         )
 

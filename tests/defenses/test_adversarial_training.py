@@ -130,7 +130,10 @@ def test_each_recipe_has_the_attack_and_the_places_of_its_paper():
     fast = AdversarialTraining(recipe="fgsm_rs", eps=0.08, clean_share=0.0, attack_steps=7)
     assert (fast.attack.steps, fast.attack.step_size) == (1, pytest.approx(0.1))
     assert fast.attack.random_start
+    assert dataclasses.replace(fast, random_start=False).attack.random_start  # or it is FGSM
     madry = AdversarialTraining(recipe="pgd", eps=0.08, attack_steps=7)
+    assert madry.attack.random_start
+    assert not dataclasses.replace(madry, random_start=False).attack.random_start
     assert (madry.attack.steps, madry.attack.step_size) == (7, pytest.approx(0.04))
     assert dataclasses.replace(madry, step_size=0.01).attack.step_size == 0.01
     assert not madry.attack.early_stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ _BATCH = 250
 
 
 def robust_accuracy(
-    module: nn.Module, attack: PGD, held_out: Split, key: jax.Array, mesh: Mesh
+    module: nn.Module, attacks: Sequence[PGD], held_out: Split, key: jax.Array, mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
     """What `training.Validation` measures: accuracy on clean and on attacked images.
 
@@ -46,7 +46,8 @@ def robust_accuracy(
         variables: Any, x: jax.Array, y: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         model = Bound(module, variables)
-        return jnp.argmax(model(x), axis=-1) == y, ~attack.run(model, x, y, key=keys).success
+        fooled = [attack.run(model, x, y, key=keys).success for attack in attacks]
+        return jnp.argmax(model(x), axis=-1) == y, ~jnp.stack(fooled).any(axis=0)
 
     def measure(variables: Any) -> dict[str, float]:
         variables = replicate(variables, mesh)
