@@ -12,6 +12,7 @@ from tests.evaluation import handmade
 
 COUNT, BATCH = 13, 8  # not divisible: the last batch holds padding
 CONFIG = SweepConfig(
+    attacks=("fgsm", "pgd", "cw"),
     eps=(2 / 255, 9 / 255),
     count=COUNT,
     cw_count=4,

@@ -31,7 +31,8 @@ from memdef_jax.evaluation.reports.layout import as_markdown
 from memdef_jax.evaluation.reports.report import eps_name, percent
 from memdef_jax.evaluation.statistics import wilson_interval
 from memdef_jax.evaluation.sweeps.crafting import always, craft
-from memdef_jax.files import check_writable, write_atomic
+from memdef_jax.files import check_writable, read_json, write_atomic
+from memdef_jax.locks import locked
 from memdef_jax.nn import Bound, classifier
 from memdef_jax.training import Reporter, Silent
 
@@ -147,7 +148,7 @@ def measure(
       "undefended" or a variant, which then is the only one judged.
 
     Raises:
-      InputError: before any work, when something does not fit.
+      InputError: before any work, when something does not fit or another program is in the folder.
     """
     reporter = reporter or Silent()
     undefended, header = _check_defenses(defenses, dataset)
@@ -156,27 +157,28 @@ def measure(
         _check_substitute(architecture, classes, dataset.info.image_shape)
     seeds, attacked = divide(dataset.test, config.count)
     check_writable(folder)
-    rows = _read(folder / FILE, header)
-    wanted = {
-        (architecture, oracle, config.eps, len(attacked), config.seed): judged
-        for oracle, judged in _oracles(defenses, config.oracle).items()
-        for architecture in config.substitutes
-    }
-    missing = [i for i in wanted if i not in rows or [*rows[i]["variants"]] != wanted[i]]
-    done = len(wanted) - len(missing)
-    reporter.start("black box", done, len(wanted), 1)
-    models: dict[str, Logits] = {UNDEFENDED: undefended, **defenses}
-    plain = to_float(attacked.images)
-    clean = _right(models, plain, attacked.labels) if missing else {}
-    for place, identity in enumerate(missing, done + 1):
-        architecture, oracle, *_ = identity
-        learned = learn(architecture, models[oracle], seeds, classes, config.seed)
-        images = craft(FGSM(eps=config.eps), always(learned.logits_fn), attacked)
-        judged = {name: models[name] for name in (UNDEFENDED, *wanted[identity])}
-        rows[identity] = _row(identity, learned, clean, _right(judged, images, attacked.labels))
-        write_atomic(folder / FILE, json.dumps({**header, "rows": [*rows.values()]}, indent=1))
-        reporter.update(place, {})
-    return {**header, "rows": [*rows.values()]}
+    with locked(folder, reporter.note):
+        rows = _read(folder / FILE, header)
+        wanted = {
+            (architecture, oracle, config.eps, len(attacked), config.seed): judged
+            for oracle, judged in _oracles(defenses, config.oracle).items()
+            for architecture in config.substitutes
+        }
+        missing = [i for i in wanted if i not in rows or [*rows[i]["variants"]] != wanted[i]]
+        done = len(wanted) - len(missing)
+        reporter.start("black box", done, len(wanted), 1)
+        models: dict[str, Logits] = {UNDEFENDED: undefended, **defenses}
+        plain = to_float(attacked.images)
+        clean = _right(models, plain, attacked.labels) if missing else {}
+        for place, identity in enumerate(missing, done + 1):
+            architecture, oracle, *_ = identity
+            learned = learn(architecture, models[oracle], seeds, classes, config.seed)
+            images = craft(FGSM(eps=config.eps), always(learned.logits_fn), attacked)
+            judged = {name: models[name] for name in (UNDEFENDED, *wanted[identity])}
+            rows[identity] = _row(identity, learned, clean, _right(judged, images, attacked.labels))
+            write_atomic(folder / FILE, json.dumps({**header, "rows": [*rows.values()]}, indent=1))
+            reporter.update(place, {})
+        return {**header, "rows": [*rows.values()]}
 
 
 def _check_defenses(
@@ -230,12 +232,12 @@ def _oracles(defenses: Mapping[str, Defense], oracle: Oracle) -> dict[str, list[
 def _read(path: pathlib.Path, header: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Finished rows by identity; none where the file is another's or damaged."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, "delete it.")
         if any(stored[name] != value for name, value in header.items()):
             return {}
         rows = [{**row, "variants": dict(row["variants"])} for row in stored["rows"]]
         return {tuple(row[name] for name in IDENTITY): row for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         return {}
 
 

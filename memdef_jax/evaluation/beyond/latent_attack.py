@@ -25,7 +25,8 @@ from memdef_jax.evaluation.beyond.latent_report import as_document, found_grid
 from memdef_jax.evaluation.beyond.latent_search import Target, search
 from memdef_jax.evaluation.beyond.proxy import ARCHITECTURE, accuracy, answers, fit_proxy
 from memdef_jax.evaluation.statistics import wilson_interval
-from memdef_jax.files import write_atomic
+from memdef_jax.files import read_json, write_atomic
+from memdef_jax.locks import locked
 from memdef_jax.training import Reporter, Silent
 
 _SHOWN = 8  # found images in a picture
@@ -122,7 +123,7 @@ def evaluate(
       The result, see `summarise`, and the path it is written to.
 
     Raises:
-      InputError: before any work, when something does not fit.
+      InputError: before any work, when something does not fit or another program is in the folder.
     """
     reporter = reporter or Silent()
     split = subset(dataset.test, config.count)
@@ -135,34 +136,35 @@ def evaluate(
         "target": config.target,
         "settings": config.settings(),
     }
-    cells = _known(path, identity)
-    proxy = fit_proxy(dataset, folder / "proxy", architecture=ARCHITECTURE, reporter=reporter)
-    described = {"architecture": ARCHITECTURE, "accuracy": accuracy(proxy, dataset.test)}
-    rhos = [float(rho) for rho in dict.fromkeys(config.rhos)]
-    plan = [(variant, rho) for variant in defenses for rho in rhos]
-    done = sum(_key(*place) in cells for place in plan)
-    reporter.start("overpowered", done, len(plan), 1)
-    for variant, rho in plan:
-        if _key(variant, rho) in cells:
-            continue
-        images, cell = _measure(defenses[variant], split, config, rho, proxy)
-        earlier = [cells[_key(variant, other)] for other in rhos[: rhos.index(rho)]]
-        found = np.flatnonzero(cell["found"])[:_SHOWN]
-        if len(found) and not any(any(other["found"]) for other in earlier):
-            title = f"{variant}, Overpowered, rho {rho:g}, target {config.target}"
-            shown = split[found], images[found], dataset.info.class_names, title
-            picture = f"{_NAMES[config.target]}-{variant}.png"
-            write_atomic(
-                folder / "pictures" / picture, found_grid(defenses[variant], proxy, *shown)
-            )
-        cells[_key(variant, rho)] = cell
-        write_atomic(path, json.dumps(_result(identity, rhos, described, cells), indent=1))
-        done += 1
-        reporter.update(done, {"accuracy": float(np.mean(cell["right"]))})
-    result = _result(identity, rhos, described, cells)
-    write_atomic(path, json.dumps(result, indent=1))
-    write_atomic(path.with_suffix(".md"), as_document(result))
-    return result, path
+    with locked(folder, reporter.note):
+        cells = _known(path, identity)
+        proxy = fit_proxy(dataset, folder / "proxy", architecture=ARCHITECTURE, reporter=reporter)
+        described = {"architecture": ARCHITECTURE, "accuracy": accuracy(proxy, dataset.test)}
+        rhos = [float(rho) for rho in dict.fromkeys(config.rhos)]
+        plan = [(variant, rho) for variant in defenses for rho in rhos]
+        done = sum(_key(*place) in cells for place in plan)
+        reporter.start("overpowered", done, len(plan), 1)
+        for variant, rho in plan:
+            if _key(variant, rho) in cells:
+                continue
+            images, cell = _measure(defenses[variant], split, config, rho, proxy)
+            earlier = [cells[_key(variant, other)] for other in rhos[: rhos.index(rho)]]
+            found = np.flatnonzero(cell["found"])[:_SHOWN]
+            if len(found) and not any(any(other["found"]) for other in earlier):
+                title = f"{variant}, Overpowered, rho {rho:g}, target {config.target}"
+                shown = split[found], images[found], dataset.info.class_names, title
+                picture = f"{_NAMES[config.target]}-{variant}.png"
+                write_atomic(
+                    folder / "pictures" / picture, found_grid(defenses[variant], proxy, *shown)
+                )
+            cells[_key(variant, rho)] = cell
+            write_atomic(path, json.dumps(_result(identity, rhos, described, cells), indent=1))
+            done += 1
+            reporter.update(done, {"accuracy": float(np.mean(cell["right"]))})
+        result = _result(identity, rhos, described, cells)
+        write_atomic(path, json.dumps(result, indent=1))
+        write_atomic(path.with_suffix(".md"), as_document(result))
+        return result, path
 
 
 def _key(variant: str, rho: float) -> str:
@@ -173,8 +175,8 @@ def _known(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, dict[st
     """The cells of an earlier measurement of the same."""
     if not path.exists():
         return {}
+    stored = read_json(path, "delete it to measure again.")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
         cells, there = dict(stored["cells"]), _flat({name: stored[name] for name in identity})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged; delete it to measure again.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from memdef_jax.evaluation.runs import find_runs
 from memdef_jax.evaluation.statistics import wilson_interval
 from memdef_jax.evaluation.sweeps.records import Record, read_records, select
 from memdef_jax.evaluation.sweeps.threats import WORST
+from memdef_jax.files import read_json
 
 NAMES = {
     "defense_vae": "Defense-VAE",
@@ -162,8 +162,8 @@ def _read(folder: pathlib.Path, name: str, fingerprint: str, parse: Any, absent:
     program, _, target = name.partition("-")
     command = f"python -m eval.{program} --run {folder}" + (f" --target {target}" if target else "")
     again = f"delete it and measure again with `{command}`."
+    content = read_json(path, again)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         same, found = content["fingerprint"] == fingerprint, parse(content)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{path} is damaged; {again}") from error

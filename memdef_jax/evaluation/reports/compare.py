@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation.reports import figures, page
 from memdef_jax.evaluation.reports.report import sort_records
+from memdef_jax.files import read_json
 
 REPORT = "report.json"
 _CELL = ("threat", "attack", "norm", "eps")
@@ -47,14 +47,13 @@ def read_runs(folders: Sequence[pathlib.Path]) -> list[Run]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     remedy = f"python -m eval.robustness --run {path.parent} writes it anew."
+    if not path.is_file():
+        raise InputError(f"{path} is not there; {remedy}")
+    summary = read_json(path, remedy)
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
         for record in summary["records"]:
             _ = [record[name] for name in ("selector", *_CELL, "n", "robust_accuracy", "interval")]
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path} cannot be read ({reason}); {remedy}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged; {remedy}") from error
     return summary
 

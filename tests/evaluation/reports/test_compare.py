@@ -176,7 +176,7 @@ def test_runs_in_folders_of_the_same_name_are_called_by_their_paths(write, pair)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, r"report.json cannot be read \(No such file or directory\); python -m eval"),
+        (None, r"report.json is not there; python -m eval"),
         ("{", "report.json is damaged; python -m eval.robustness --run .+ writes it anew"),
         ("[]", "is damaged"),
         ("{}", "is damaged"),
