@@ -1,4 +1,4 @@
-"""Files of named arrays, as other programs leave them: .safetensors and .npz, never a pickle."""
+"""Files of named arrays, shared with other programs: .safetensors and .npz, never a pickle."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import pathlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from memdef_jax.checks import InputError
+from memdef_jax.checks import InputError, shown
+from memdef_jax.files import write_atomic
 
 _FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}
 _SUFFIXES = (".safetensors", ".npz")
@@ -46,7 +48,36 @@ def describe(path: pathlib.Path) -> dict[str, Described]:
     try:
         return _npz_headers(path) if path.suffix == ".npz" else _safetensors_headers(path)
     except (SafetensorError, zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); get it anew.") from error
+        raise _damaged(path, error) from error
+
+
+def metadata(path: pathlib.Path) -> dict[str, str]:
+    """What a file whose arrays `describe` gave says besides; a .npz says nothing.
+
+    Raises:
+      InputError: when it is damaged.
+    """
+    if path.suffix == ".npz":
+        return {}
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            return dict(stored.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], said: Mapping[str, str]) -> None:
+    """Write a .safetensors file, whole or not at all.
+
+    Args:
+      path: of the file.
+      arrays: by name.
+      said: what `metadata` then gives.
+
+    Raises:
+      InputError: when it cannot be written.
+    """
+    write_atomic(path, save(dict(arrays), dict(said)))
 
 
 def read(path: pathlib.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -57,13 +88,15 @@ def read(path: pathlib.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
       names: of those to read.
 
     Raises:
-      InputError: as `describe`, when a name is absent, or an array is not of floats or not finite.
+      InputError: as `describe`, when a name is absent, or an array is not of floats, or not finite
+        as float32.
     """
     described = describe(path)
     names = list(names)
     for name in names:
         if name not in described:
-            raise InputError(f"{path} has no array {name}; it has {', '.join(described)}.")
+            own = shown(", ".join(described), 300)
+            raise InputError(f"{path} has no array {name}; it has {own}.")
         if described[name].dtype not in _FLOATS.values():
             raise InputError(
                 f"{name} of {path} is {described[name].dtype}; "
@@ -77,11 +110,13 @@ def read(path: pathlib.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             with safe_open(path, framework="numpy") as stored:
                 found = {name: stored.get_tensor(name) for name in names}
     except (SafetensorError, zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); get it anew.") from error
+        raise _damaged(path, error) from error
+    with np.errstate(over="ignore"):  # what is too large for float32 is found below
+        found = {name: array.astype(np.float32) for name, array in found.items()}
     for name, array in found.items():
         if not np.isfinite(array).all():
             raise InputError(f"{name} of {path} holds NaN or infinite numbers; get it anew.")
-    return {name: array.astype(np.float32) for name, array in found.items()}
+    return found
 
 
 def digest(path: pathlib.Path) -> str:
@@ -95,6 +130,10 @@ def digest(path: pathlib.Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give another.") from error
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged ({shown(error, 200)}); get it anew.")
 
 
 def _safetensors_headers(path: pathlib.Path) -> dict[str, Described]:

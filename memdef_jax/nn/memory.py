@@ -7,8 +7,11 @@ gradient.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from memdef_jax.checks import InputError
 
@@ -36,18 +39,22 @@ def rows_per_class(rows: int, classes: int) -> int:
 
 def normalise(v: jax.Array, epsilon: float = EPSILON) -> jax.Array:
     """v / max(|v|, epsilon) along the last axis; zero, with a finite gradient, where v is zero."""
-    square = jnp.sum(jnp.square(v), axis=-1, keepdims=True)
+    return v / _length(v, epsilon)[..., None]
+
+
+def _length(v: jax.Array, epsilon: float) -> jax.Array:
     # The maximum stands inside the root: the gradient of sqrt at zero is infinite.
-    return v / jnp.sqrt(jnp.maximum(square, epsilon**2))
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(v), axis=-1), epsilon**2))
 
 
 def cosine_logits(z: jax.Array, memory: jax.Array, epsilon: float = EPSILON) -> jax.Array:
     """Cosine similarity of each latent vector with each memory row, [B, N] in [-1, 1].
 
     Equation 8 as the published code has it: the equation's printed denominator,
-    max(|z|, |m_i|), is garbled.
+    max(|z|, |m_i|), is garbled. Dividing by |m_i| afterwards spares a normalised copy of the
+    memory, which costs more than the product for a few images.
     """
-    return normalise(z, epsilon) @ normalise(memory, epsilon).T
+    return normalise(z, epsilon) @ memory.T / _length(memory, epsilon)
 
 
 def address(logits: jax.Array, scale: float | jax.Array = 1.0) -> jax.Array:
@@ -136,6 +143,45 @@ def masked_address(
 def read(weights: jax.Array, memory: jax.Array) -> jax.Array:
     """The latent vector rebuilt from memory (Equation 11), [B, D]."""
     return weights @ memory
+
+
+def shrinks_nothing(threshold: float, scale: float, rows: int, epsilon: float = EPSILON) -> bool:
+    """Whether `hard_shrink` leaves all addressing weights as they are, up to float32's rounding.
+
+    Cosines lie in [-1, 1], so no weight is below exp(-2 scale) / rows.
+    """
+    return threshold + 1e7 * epsilon < math.exp(-2.0 * scale) / rows
+
+
+def read_own_slots(
+    z: jax.Array,
+    memory: jax.Array,
+    labels: jax.Array,
+    classes: int,
+    scale: float = 1.0,
+    epsilon: float = EPSILON,
+) -> jax.Array:
+    """What Equations 8 to 11 give with a hard mask where nothing is shrunk, [B, D].
+
+    Rows of other classes then only share in the softmax's denominator, which renormalising takes
+    out again, so they are not looked at: for few images that is less work than two products with
+    the whole memory. One image after another, each with a slot that fits a CPU's cache.
+
+    Args:
+      z: [B, D].
+      memory: [N, D].
+      labels: int [B].
+      classes: K.
+      scale: inverse temperature.
+      epsilon: under the norms.
+    """
+    slots = memory.reshape(classes, -1, memory.shape[-1])
+
+    def one(image: tuple[jax.Array, jax.Array]) -> jax.Array:
+        rows = lax.dynamic_index_in_dim(slots, image[1], keepdims=False)
+        return address(cosine_logits(image[0], rows, epsilon), scale) @ rows
+
+    return lax.map(one, (z, labels))
 
 
 def active_rows(weights: jax.Array) -> jax.Array:

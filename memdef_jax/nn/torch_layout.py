@@ -4,7 +4,8 @@ A module "features" with a convolution "0" in it has here the parameters feature
 in, out] and features/0/bias, there features.0.weight [out, in, h, w] and features.0.bias. Dense
 kernels [in, out] are weights [out, in]; of BatchNorm scale, bias, mean and var are weight, bias,
 running_mean and running_var. Transposed convolutions change axes like convolutions, because ours
-keep the kernel of the convolution whose adjoint they are.
+keep the kernel of the convolution whose adjoint they are. All others, memories among them, keep
+name and axes.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ import numpy as np
 from memdef_jax.checks import InputError
 
 _NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# Of a dense layer that reads flattened features: their (height, width, channels). Here they are
-# flattened in this order, in torch with the channels first.
-Flattened = Mapping[str, tuple[int, int, int]]
+_COLLECTIONS = ("params", "batch_stats")
+_KERNEL_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of a kernel of this rank here, in torch's order
+# By torch's name of an array: its axis there that stands for flattened features, and how many
+# channels they have. Here they are flattened as rows, columns, channels, in torch with the channels
+# first.
+Flattened = Mapping[str, tuple[int, int]]
 
 
 def names(variables: Any) -> dict[str, tuple[int, ...]]:
     """Torch's names of a tree's arrays, with the shapes that they have there.
 
     Args:
-      variables: {"params": ...} and perhaps {"batch_stats": ...}, arrays or shapes.
+      variables: {"params": ...} and perhaps {"batch_stats": ...}, arrays or shapes; or a tree of
+        such, whose names stand before those of the modules.
     """
-    return {name: _there(leaf.shape) for name, leaf in _leaves(variables)}
+    return {
+        name: tuple(leaf.shape[axis] for axis in axes) for name, axes, leaf in _leaves(variables)
+    }
 
 
 def check(
@@ -68,44 +75,42 @@ def from_torch(
     Args:
       arrays: by torch's names, see `check`.
       like: a tree of arrays or shapes.
-      flattened: shapes of flattened features, by torch's names of the weights that read them.
+      flattened: which arrays have an axis of flattened features.
     """
-    found = [_here(arrays[name], (flattened or {}).get(name)) for name, _ in _leaves(like)]
+    found = []
+    for name, axes, _ in _leaves(like):
+        array = np.asarray(arrays[name], np.float32)
+        if flattened and name in flattened:
+            array = _reordered(array, *flattened[name], to_torch=False)
+        found.append(np.ascontiguousarray(array.transpose(np.argsort(axes))))
     return jax.tree.unflatten(jax.tree.structure(like), found)
 
 
 def to_torch(variables: Any, flattened: Flattened | None = None) -> dict[str, np.ndarray]:
     """The arrays of a tree by torch's names and in its layout; undoes `from_torch`."""
     found = {}
-    for name, leaf in _leaves(variables):
-        array = np.asarray(leaf)
-        shape = (flattened or {}).get(name)
-        if shape is not None:
-            array = array.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(array.shape)
-        found[name] = np.ascontiguousarray(array.transpose(_axes(array.ndim)))
+    for name, axes, leaf in _leaves(variables):
+        array = np.asarray(leaf).transpose(axes)
+        if flattened and name in flattened:
+            array = _reordered(array, *flattened[name], to_torch=True)
+        found[name] = np.ascontiguousarray(array)
     return found
 
 
-def _leaves(variables: Any) -> Iterator[tuple[str, Any]]:
-    """Torch's name and the leaf, in the order of the tree."""
+def _leaves(variables: Any) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+    """Torch's name, our axes in torch's order, and the leaf, in the order of the tree."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        _, *modules, last = (str(entry.key) for entry in path)  # the first is the collection
-        yield ".".join([*modules, _NAMES.get(last, last)]), leaf
+        keys = [str(entry.key) for entry in path]
+        *modules, last = (key for key in keys if key not in _COLLECTIONS)
+        axes = tuple(range(len(leaf.shape)))
+        if last == "kernel":
+            axes = _KERNEL_AXES[len(axes)]
+        yield ".".join([*modules, _NAMES.get(last, last)]), axes, leaf
 
 
-def _axes(rank: int) -> tuple[int, ...]:
-    """Of an array of this rank here, in torch's order."""
-    return {4: (3, 2, 0, 1), 2: (1, 0)}.get(rank, tuple(range(rank)))
-
-
-def _there(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _axes(len(shape)))
-
-
-def _here(array: np.ndarray, flattened: tuple[int, int, int] | None) -> np.ndarray:
-    found = np.asarray(array, np.float32).transpose(np.argsort(_axes(array.ndim)))
-    if flattened is not None:
-        height, width, channels = flattened
-        inputs = found.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
-        found = inputs.reshape(found.shape)
-    return np.ascontiguousarray(found)
+def _reordered(array: np.ndarray, axis: int, channels: int, *, to_torch: bool) -> np.ndarray:
+    """An axis of flattened features with its channels moved to the front, or back to the end."""
+    moved = np.moveaxis(array, axis, 0)
+    sizes = (-1, channels) if to_torch else (channels, -1)
+    found = moved.reshape(*sizes, *moved.shape[1:]).swapaxes(0, 1).reshape(moved.shape)
+    return np.moveaxis(found, 0, axis)

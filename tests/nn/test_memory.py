@@ -253,6 +253,44 @@ def test_an_unknown_order_is_refused():
 # --- Equation 11 ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_reading_own_slots_only_equals_masking_the_whole_address(scale, rng):
+    z, memory = rng.normal(size=(4, SIZE)), rng.normal(size=(ROWS, SIZE))
+    z[3], labels, g = 0, np.array([1, 0, 2, 1]), rng.normal(size=(4, SIZE))
+    assert mem.shrinks_nothing(1e-12, scale, ROWS)
+
+    def own(z, memory):
+        return mem.read_own_slots(z, memory, jnp.asarray(labels), CLASSES, scale)
+
+    def whole(z, memory):
+        weights = mem.address(mem.cosine_logits(z, memory), scale)
+        mask = mem.class_mask(jnp.asarray(labels), CLASSES, SLOTS)
+        return mem.read(mem.masked_address(weights, mask, 1e-12), memory)
+
+    norms = np.maximum(np.linalg.norm(z, axis=1), 1e-12)[:, None] * np.linalg.norm(memory, axis=1)
+    mask = np.eye(CLASSES)[labels].repeat(SLOTS, axis=1)
+    weights = addressed(softmax(scale * (z @ memory.T) / norms), mask, 1e-12, "shrink_mask")
+    arguments = jnp.float32(z), jnp.float32(memory)
+    np.testing.assert_allclose(jax.jit(own)(*arguments), weights @ memory, rtol=1e-5, atol=1e-6)
+    arguments = arguments[0][:3], arguments[1]  # at zero the gradient in z has the size 1e12
+    labels, g = labels[:3], g[:3]
+    gradients = [
+        jax.jit(jax.grad(lambda z, m, f=f: jnp.sum(g * f(z, m)), argnums=(0, 1)))(*arguments)
+        for f in (own, whole)
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shrinking_that_does_nothing_is_known_from_its_settings():
+    for threshold, scale, nothing in ((1e-12, 1.0, True), (2e-3, 1.0, False), (1e-12, 8.0, False)):
+        assert mem.shrinks_nothing(threshold, scale, 100) is nothing
+    # The most uneven address there can be: one row along the latent vector, all others opposite.
+    weights = mem.address(jnp.full((1, 100), -1.0).at[0, 0].set(1.0), 2.0)
+    assert mem.shrinks_nothing(1e-5, 2.0, 100)
+    np.testing.assert_allclose(mem.hard_shrink(weights, 1e-5), weights, rtol=1e-6)
+
+
 def test_reading_is_the_weighted_sum_of_the_rows():
     memory = jnp.asarray([[1.0, 0.0], [0.0, 2.0], [4.0, 4.0]])
     weights = jnp.asarray([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])

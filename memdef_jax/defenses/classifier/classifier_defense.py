@@ -40,6 +40,10 @@ class ClassifierSpec:
         """The network."""
         return classifier(self.architecture, self.classes, axis_name, self.head)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The network, whose variables are all there are."""
+        return {"": self.module()}
+
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Initial variables, {"params", "batch_stats"}."""
         x = jnp.zeros((1, *self.image_shape), jnp.float32)

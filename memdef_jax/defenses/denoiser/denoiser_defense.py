@@ -64,6 +64,10 @@ class DenoiserSpec:
         """The classifier."""
         return classifier(self.classifier, self.classes, axis_name)
 
+    def networks(self) -> dict[str, Any]:
+        """The networks, by their places in the variables."""
+        return {"classifier": self.target(), "denoiser": self.denoiser()}
+
     def init_denoiser(self, key: jax.Array) -> dict[str, Any]:
         """Initial variables of the denoiser."""
         return self._init(self.denoiser(), key)

@@ -89,6 +89,14 @@ class MemoryDefenseSpec:
             axis_name=axis_name,
         )
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks, by their places in the variables."""
+        return {
+            "selector": self.classifier_a(),
+            "stack.autoencoder": self.autoencoder(),
+            "stack.classifier_b": ClassifierB(self.classes),
+        }
+
     @functools.partial(jax.jit, static_argnames="self")  # op by op it takes twice as long
     def init_stack(self, key: jax.Array) -> dict[str, Any]:
         """Initial variables of autoencoder, memory and classifier-B."""

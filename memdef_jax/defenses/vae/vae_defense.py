@@ -64,6 +64,10 @@ class VAEDefenseSpec:
         """The classifier."""
         return classifier(self.classifier, self.classes, axis_name)
 
+    def networks(self) -> dict[str, Any]:
+        """The networks, by their places in the variables."""
+        return {"undefended": self.reader(), "vae": self.vae(), "classifier": self.reader()}
+
     def init_vae(self, key: jax.Array) -> dict[str, Any]:
         """Initial variables of the purifier."""
         x = jnp.zeros((1, *self.image_shape), jnp.float32)
