@@ -72,4 +72,4 @@ def main(
 
 
 if __name__ == "__main__":
-    console.run(lambda: tyro.cli(main))
+    console.run(lambda: tyro.cli(main), together=True)

@@ -9,6 +9,7 @@ import shlex
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from memdef_jax import preemption
+from memdef_jax import joining, preemption, processes
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation.program import Evaluation
 from memdef_jax.evaluation.reports import report
@@ -36,11 +37,19 @@ LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
 
 
-def run(program: Callable[[], None]) -> None:
+def run(program: Callable[[], Any], together: bool = False) -> None:
     """Run a program's main function; an InputError becomes one sentence and exit status 2.
 
     Likewise SIGTERM, before which a training saves, and status 75; and Ctrl-C and 130. What was
     compiled is kept in the user's cache for the next run, and said at the end.
+
+    With `--distributed`, which no program sees, or in a cluster, see `joining.joined`, several
+    processes run it as one program.
+
+    Args:
+      program: what to run.
+      together: whether it knows of several processes; otherwise the first runs it alone, and the
+        others wait.
     """
     prepare_cpu()
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
@@ -48,20 +57,40 @@ def run(program: Callable[[], None]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         try:
-            with preemption.listening(), compilations() as compiled:
-                program()
+            with joining.joined(_joins()), preemption.listening(), compilations() as compiled:
+                if together:
+                    program()
+                else:
+                    processes.by_one(lambda: (program(), None)[1])
         finally:  # before anything is printed below a live bar
             for reporter in tuple(_LIVE):
                 reporter.close()
-        if compiled.programs or compiled.cached:
+        if (compiled.programs or compiled.cached) and processes.is_writer():
             print(compiled.words())
     except InputError as error:
         print(f"error: {_plain(str(error))}", file=sys.stderr)
+        if jax.distributed.is_initialized():
+            joining.leave(2)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except preemption.Preempted as stopped:
         _leave(str(stopped), preemption.STATUS)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        joining.leave(1)
+
+
+def _joins() -> bool | None:
+    """What the command line says of other processes, taken out of it; None for nothing."""
+    said = None
+    for flag, joins in (("--distributed", True), ("--no-distributed", False)):
+        if flag in sys.argv[1:]:
+            sys.argv.remove(flag)
+            said = joins
+    return said
 
 
 def _leave(words: str, status: int) -> NoReturn:
@@ -73,6 +102,8 @@ def _leave(words: str, status: int) -> NoReturn:
     print(f"{words}; the same command continues.", file=sys.stderr, flush=True)
     with suppress(OSError, ValueError):  # nobody listens any more
         sys.stdout.flush()
+    if jax.distributed.is_initialized():
+        joining.leave(status)
     os._exit(status)
 
 

@@ -10,6 +10,7 @@ import stat
 import uuid
 from typing import Any
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError, shown
 
 MOST_JSON = 64_000_000  # bytes; the descriptions written here have some thousands
@@ -18,9 +19,13 @@ MOST_JSON = 64_000_000  # bytes; the descriptions written here have some thousan
 def write_atomic(path: pathlib.Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, sees the old or the new content.
 
+    Of several processes the first writes, and the others go on at once.
+
     Raises:
       InputError: when the disk is full or the folder cannot be written.
     """
+    if not processes.is_writer():
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -47,9 +52,13 @@ def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
 def check_writable(folder: pathlib.Path, needed_bytes: int = 0) -> None:
     """Check, before any work, that a folder can be created and written and has room.
 
+    Of several processes the first does, the only one that will write.
+
     Raises:
       InputError: if not.
     """
+    if not processes.is_writer():
+        return
     probe = folder / f".write-test-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

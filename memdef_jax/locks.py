@@ -9,6 +9,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError
 from memdef_jax.files import cannot_write, check_links
 
@@ -28,7 +29,8 @@ def locked(folder: pathlib.Path, note: Callable[[str], None] | None = None) -> I
 
     The lock is `flock` on a file in it: advisory, and let go by the system when the process dies,
     however it dies. Within a process it may be taken again. At the end the file is removed, and so
-    is the folder where it was made for the lock and is empty.
+    is the folder where it was made for the lock and is empty. Of several processes that work
+    together the first takes it, for all of them.
 
     Args:
       folder: made if absent.
@@ -38,6 +40,13 @@ def locked(folder: pathlib.Path, note: Callable[[str], None] | None = None) -> I
       InputError: when another process is there (it is named), a link leads out of the folder, or
         it cannot be written.
     """
+    with contextlib.ExitStack() as held:
+        processes.by_one(lambda: held.enter_context(_held(folder, note)))
+        yield
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path, note: Callable[[str], None] | None) -> Iterator[None]:
     check_links(folder)
     made = _make(folder)
     path = folder / LOCK

@@ -13,4 +13,4 @@ from memdef_jax import console, defenses
 from train import command
 
 if __name__ == "__main__":
-    console.run(lambda: command.main("classifier", defenses.RobustClassifierConfig))
+    console.run(lambda: command.main("classifier", defenses.RobustClassifierConfig), together=True)

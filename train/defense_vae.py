@@ -13,4 +13,4 @@ from memdef_jax import console, defenses
 from train import command
 
 if __name__ == "__main__":
-    console.run(lambda: command.main("defense_vae", defenses.DefenseVAEConfig))
+    console.run(lambda: command.main("defense_vae", defenses.DefenseVAEConfig), together=True)

@@ -15,4 +15,6 @@ from memdef_jax import console, defenses
 from train import command
 
 if __name__ == "__main__":
-    console.run(lambda: command.main("feature_denoiser", defenses.FeatureDenoiserConfig))
+    console.run(
+        lambda: command.main("feature_denoiser", defenses.FeatureDenoiserConfig), together=True
+    )

@@ -12,4 +12,4 @@ from memdef_jax import console, defenses
 from train import command
 
 if __name__ == "__main__":
-    console.run(lambda: command.main("mad_vae", defenses.MADVAEConfig))
+    console.run(lambda: command.main("mad_vae", defenses.MADVAEConfig), together=True)

@@ -14,4 +14,4 @@ from memdef_jax import console, defenses
 from train import command
 
 if __name__ == "__main__":
-    console.run(lambda: command.main("memory_defense", defenses.MemoryDefenseConfig))
+    console.run(lambda: command.main("memory_defense", defenses.MemoryDefenseConfig), together=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax import data
+from memdef_jax import data, processes
 from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
@@ -18,6 +19,7 @@ from memdef_jax.training import Reporter
 from memdef_jax.training.checkpoints import read_tree, write_tree
 
 PART = 1000
+_PARTS = ("images", "success")
 
 
 def adversarial_examples(
@@ -32,6 +34,7 @@ def adversarial_examples(
 
     A killed run makes only the parts that are missing; a damaged part is made again. Image i's
     randomness is folded from the key and i, so the result does not depend on how the split is cut.
+    Several processes make a part each at a time.
 
     Args:
       attack: from places in the split int [B] to the attack on the images there.
@@ -51,23 +54,40 @@ def adversarial_examples(
     parts = {start: folder / f"part_{start // PART:05d}" for start in starts}
     found = {start: _read(parts[start], split[start : start + PART]) for start in starts}
     missing = [start for start in starts if found[start] is None]
+    processes.agree(f"the examples in {folder}", missing)
     reporter.start("adversarial examples", len(starts) - len(missing), len(starts), PART)
-    for count, start in enumerate(missing, len(starts) - len(missing) + 1):
+
+    def made(start: int | None) -> dict[str, np.ndarray]:
+        if start is None:  # there are fewer parts left than processes
+            return {}
         part = split[start : start + PART]
         index = start + np.arange(len(part))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         x = to_float(jnp.asarray(part.images))
         result = attack(index).run(logits_fn, x, jnp.asarray(part.labels), key=keys)
-        images, success = np.asarray(result.images), np.asarray(result.success)
-        write_tree(parts[start], {"images": images, "success": success})
-        found[start] = images, success
-        reporter.update(count, {"success_rate": float(success.mean())})
+        return {f"{name} {start}": np.asarray(getattr(result, name)) for name in _PARTS}
+
+    done, together = len(starts) - len(missing), processes.count()
+    for first in range(0, len(missing), together):
+        turn = missing[first : first + together]
+        own = dict(enumerate(turn)).get(processes.index())
+        arrays = processes.gathered(partial(made, own))
+        for start in turn:
+            images, success = (arrays[f"{name} {start}"] for name in _PARTS)
+            write_tree(parts[start], {"images": images, "success": success})
+            found[start] = images, success
+            done += 1
+            reporter.update(done, {"success_rate": float(success.mean())})
     whole = [pair for pair in found.values() if pair is not None]
     return np.concatenate([p[0] for p in whole]), np.concatenate([p[1] for p in whole])
 
 
 def paired_batches(
-    made: Sequence[np.ndarray], split: Split, batch_size: int, seed: int
+    made: Sequence[np.ndarray],
+    split: Split,
+    batch_size: int,
+    seed: int,
+    rows: slice = slice(None),
 ) -> Callable[[int], dict[str, np.ndarray]]:
     """Batches by global step: clean "image" uint8, "label", and "adversarial" float32.
 
@@ -76,13 +96,14 @@ def paired_batches(
     Args:
       made: adversarial images float32 [N, H, W, C], each in the order of the split.
       split: their clean images.
-      batch_size: pairs in a batch.
+      batch_size: pairs in a global batch.
       seed: of the order.
+      rows: of the global batch that are wanted.
     """
     total = len(made) * len(split)
 
     def batch(step: int) -> dict[str, np.ndarray]:
-        pair = data.batch_indices(total, step, batch_size, seed)
+        pair = data.batch_indices(total, step, batch_size, seed)[rows]
         which, image = np.divmod(pair, len(split))
         adversarial = np.stack([made[w][i] for w, i in zip(which, image)])
         return {

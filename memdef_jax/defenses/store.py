@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import reprlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError, shown
 from memdef_jax.data import Dataset
 from memdef_jax.defenses.classifier.classifier_defense import ClassifierDefense, ClassifierSpec
@@ -47,7 +49,8 @@ def save(
       InputError: when the folder cannot be written.
     """
     check_writable(folder)
-    (folder / _FILE).unlink(missing_ok=True)
+    if processes.is_writer():
+        (folder / _FILE).unlink(missing_ok=True)
     write_tree(folder / "variables", defense.variables)
     spec = dataclasses.asdict(defense.spec)
     content = {"version": VERSION, "kind": defense.kind, "spec": spec}
@@ -63,20 +66,49 @@ def load(folder: pathlib.Path) -> Any:
     path = folder / _FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no finished defense; train it first, or finish training.")
-    spec, defense_type = _described(path)
+    found = described(read_json(path, _AGAIN), path, _AGAIN)
+    return found.make(read_tree(folder / "variables", found.like))
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A defense without its variables.
+
+    Attributes:
+      spec: what its networks are.
+      make: from variables to the defense.
+      like: the shapes of the variables.
+    """
+
+    spec: Any
+    make: Callable[[Any], Any]
+    like: Any
+
+
+def described(content: Mapping[str, Any], path: pathlib.Path, remedy: str) -> Described:
+    """The defense that a file describes; nothing of its size is allocated.
+
+    Args:
+      content: "version", "kind" and "spec", as `save` writes them.
+      path: of the file, for errors.
+      remedy: what to do where it is damaged, as the end of a sentence.
+
+    Raises:
+      InputError: when it is no description, of a newer version, or of networks that cannot be.
+    """
+    spec, defense_type = _specified(content, path, remedy)
     try:
-        like = jax.eval_shape(spec.init, jax.random.key(0))  # allocates nothing
+        like = jax.eval_shape(spec.init, jax.random.key(0))
     except Exception as error:  # a network of impossible sizes fails wherever it does
-        raise InputError(f"{path} describes no network that can be made; {_AGAIN}") from error
-    return defense_type(spec, read_tree(folder / "variables", like))
+        raise InputError(f"{path} describes no network that can be made; {remedy}") from error
+    return Described(spec, functools.partial(defense_type, spec), like)
 
 
-def _described(path: pathlib.Path) -> tuple[Any, Any]:
-    """The specification in a file, and the type of its defense."""
-    content = read_json(path, _AGAIN)
+def _specified(content: Mapping[str, Any], path: pathlib.Path, remedy: str) -> tuple[Any, Any]:
+    """The specification, and the type of its defense."""
     version, kind, fields = (content.get(name) for name in ("version", "kind", "spec"))
     if type(version) is not int or not isinstance(kind, str) or not isinstance(fields, dict):
-        raise InputError(f"{path} is damaged; {_AGAIN}")
+        raise InputError(f"{path} is damaged; {remedy}")
     if version > VERSION or kind not in _KINDS:
         raise InputError(
             f"{path} is a {reprlib.repr(kind)} of version {reprlib.repr(version)} and this program "
@@ -88,7 +120,7 @@ def _described(path: pathlib.Path) -> tuple[Any, Any]:
         typed = {name: _typed(name, value, hints.get(name)) for name, value in fields.items()}
         return spec_type(**typed), defense_type
     except TypeError as error:
-        raise InputError(f"{path} is damaged: {shown(error, 200)}; {_AGAIN}") from error
+        raise InputError(f"{path} is damaged: {shown(error, 200)}; {remedy}") from error
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

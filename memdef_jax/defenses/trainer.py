@@ -20,6 +20,7 @@ from memdef_jax.training import (
     TrainState,
     Validation,
     make_step,
+    process_rows,
     shard,
     train,
 )
@@ -73,7 +74,7 @@ class Trainer:
           loss_fn: see `training.LossFn`.
           variables: initial, {"params", "batch_stats"}.
           optimizer: of the parameters.
-          batch: the host batch of a global step.
+          batch: the host batch of a global step, of this process's `rows` alone.
           steps: updates to do.
           batch_size: images an update.
           guard: see `training.Stage`.
@@ -97,12 +98,16 @@ class Trainer:
         key = self.key(purpose)
         return train(stage, state, key, self.folder / name, self.mesh, self.reporter).variables
 
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a global batch that this process makes."""
+        return process_rows(batch_size, self.mesh)
+
     def benign_batches(self, batch_size: int, purpose: int) -> Callable[[int], dict[str, Any]]:
-        """Shuffled batches of the training images by global step."""
-        seed = self.seed * 10 + purpose
+        """Shuffled batches of the training images by global step, this process's rows of them."""
+        seed, rows = self.seed * 10 + purpose, self.rows(batch_size)
 
         def batch(step: int) -> dict[str, np.ndarray]:
-            image, label = data.train_batch(self.split, step, batch_size, seed)
-            return {"image": image, "label": label}
+            index = data.batch_indices(len(self.split), step, batch_size, seed)[rows]
+            return {"image": self.split.images[index], "label": self.split.labels[index]}
 
         return batch

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError, shown
 from memdef_jax.files import cannot_write, check_writable, read_json, write_atomic
 
@@ -57,9 +58,13 @@ class Restored:
 def write_tree(folder: pathlib.Path, tree: Any) -> None:
     """Write a pytree of arrays as a folder, atomically; an existing one is replaced.
 
+    Of several processes the first writes, and the others go on at once.
+
     Raises:
       InputError: when the disk is too full or the folder cannot be written.
     """
+    if not processes.is_writer():
+        return
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
     # Twice the arrays, for Orbax's own files and because a full disk hurts later writers too.
     check_writable(folder.parent, 2 * size)
@@ -67,7 +72,7 @@ def write_tree(folder: pathlib.Path, tree: Any) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".saving-{folder.name}-{uuid.uuid4().hex}")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(temporary.absolute() / "tree", tree)
         write_atomic(temporary / _ARRAYS, json.dumps(_arrays(tree), indent=1))
         write_atomic(temporary / _DIGESTS, json.dumps(_digests(temporary), indent=1))
@@ -126,7 +131,7 @@ def read_tree(folder: pathlib.Path, like: Any) -> Any:
         lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=device), like
     )
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore((folder / "tree").absolute(), abstract)
     except Exception as error:  # many libraries meet here, each with errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -159,7 +164,7 @@ def restore_latest(store: pathlib.Path, like: Any) -> Restored:
       What was found, with a sentence for each damaged one that was passed over.
     """
     notes: list[str] = []
-    for leftover in store.glob(".saving-*"):
+    for leftover in store.glob(".saving-*") if processes.is_writer() else ():
         shutil.rmtree(leftover, ignore_errors=True)
     for step in sorted(_steps(store), reverse=True):
         try:
@@ -169,6 +174,18 @@ def restore_latest(store: pathlib.Path, like: Any) -> Restored:
         except InputError as error:
             notes.append(f"checkpoint of step {step} passed over: {error}")
     return Restored(None, None, tuple(notes))
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax in this process alone: the arrays are whole in each, so none has to wait for another.
+
+    It asks JAX itself which process this is, whatever `processes` says.
+    """
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _steps(store: pathlib.Path) -> list[int]:

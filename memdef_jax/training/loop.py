@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError
 from memdef_jax.preemption import Preempted, saving_first
 from memdef_jax.training import checkpoints
-from memdef_jax.training.metrics import MetricsLog, read_metrics
+from memdef_jax.training.metrics import MetricsLog, open_metrics, read_metrics
 from memdef_jax.training.state import Step, TrainState, check_batch, put_batch, replicate
 from memdef_jax.training.validation import Validation, Validator, nothing
 
@@ -57,7 +58,7 @@ class Stage:
       name: shown to the user, and the folder of its metrics and checkpoints.
       step: from `training.shard`.
       batch: the host batch of a global step, a pure function of it so that a resumed run sees
-        the same data.
+        the same data; of several processes each gives its `process_rows` alone.
       total_steps: updates to do.
       batch_size: images an update, for the throughput.
       save_every: updates between checkpoints.
@@ -95,6 +96,9 @@ def train(
     What validation measures is logged with the metrics of its step, and the best it has seen is
     part of every checkpoint.
 
+    Several processes train together when each calls this. The first logs and saves; they stop
+    together at the same step, also when only one of them is asked to.
+
     Args:
       stage: what to do.
       state: the initial state, replaced by the checkpoint's where there is one.
@@ -119,12 +123,14 @@ def train(
         state = dataclasses.replace(state, best=nothing(state.variables))
     saved, state = _restored(stage, state, folder / "checkpoints", reporter)
     best, state = state.best, replicate(dataclasses.replace(state, best=None), mesh)
+    key = replicate(key, mesh)
     first = saved or 0
     reporter.start(stage.name, first, stage.total_steps, stage.batch_size)
     validator = None
-    with MetricsLog(folder, first) as log, saving_first() as asked_to_stop:
+    with open_metrics(folder, first) as log, saving_first() as asked_to_stop:
         if stage.validation:
-            validator = Validator(stage.validation, best, read_metrics(folder), reporter.note)
+            history = processes.by_one(lambda: read_metrics(folder))
+            validator = Validator(stage.validation, best, history, reporter.note)
         pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
         def tell(step: int, values: Mapping[str, float]) -> None:
@@ -138,7 +144,7 @@ def train(
                 tell(pending[0], _checked(stage, *pending, saved))
             pending = (done, metrics)
             validates, saves = _due(stage, done)
-            stops = asked_to_stop()
+            stops = processes.stops(asked_to_stop(), done)
             if validates or saves or stops:
                 values = _checked(stage, *pending, saved)
                 if validator and validates:
@@ -146,13 +152,24 @@ def train(
                 tell(done, values)
                 pending = None
             if saves or stops:
-                log.flush()
                 kept = dataclasses.replace(state, best=validator and validator.best)
-                checkpoints.save(folder / "checkpoints", done, kept.parts)
+                _save(log, folder / "checkpoints", done, kept)
                 saved = done
-            if stops:
+            # After the last step all have met to save, so each knows of the others' requests.
+            if stops or (done == stage.total_steps and processes.stop_was_asked()):
                 raise Preempted(f"{stage.name}: stopped by SIGTERM at step {done}; saved")
     return dataclasses.replace(state, best=validator and validator.best)
+
+
+def _save(log: MetricsLog, store: pathlib.Path, step: int, state: TrainState) -> None:
+    """By the first process, while the others wait: none is ahead of what is on the disk."""
+    parts = jax.device_get(state.parts)
+
+    def save() -> None:
+        log.flush()
+        checkpoints.save(store, step, parts)
+
+    processes.by_one(save)
 
 
 def _due(stage: Stage, step: int) -> tuple[bool, bool]:
@@ -169,6 +186,7 @@ def _restored(
     restored = checkpoints.restore_latest(store, state.parts)
     for text in restored.notes:
         reporter.note(f"{stage.name}: {text}")
+    processes.agree(f"the newest checkpoint in {store}", restored.step)
     if restored.step is not None:
         return restored.step, TrainState(**restored.tree)
     if restored.notes:

@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from memdef_jax import processes
 from memdef_jax.files import cannot_write, write_atomic
 
 _FILE = "metrics.jsonl"
@@ -92,6 +93,31 @@ class MetricsLog:
                 failures.append(cannot_write(path, failure))
         if failures and error is None:  # where it has been said, once is enough
             raise failures[0]
+
+
+class _Nowhere(MetricsLog):
+    """For processes that do not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def open_metrics(folder: pathlib.Path, first: int) -> MetricsLog:
+    """A `MetricsLog`; of several processes only the first one's writes.
+
+    Raises:
+      InputError: when the folder cannot be written.
+    """
+    return MetricsLog(folder, first) if processes.is_writer() else _Nowhere()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError, shown
 from memdef_jax.files import check_writable, read_json, write_atomic
 
@@ -21,6 +22,8 @@ _SHOWN.maxstring = _SHOWN.maxother = 100
 def open_run(folder: pathlib.Path, description: Mapping[str, Any], needed_bytes: int = 0) -> None:
     """Start a run in a folder, or make sure that it is this very run that is continued.
 
+    Of several processes the first does so, and all make sure that they are of the same run.
+
     Args:
       folder: made if absent; an existing one must be empty or hold this run.
       description: all that defines the run, JSON-able; nested mappings are compared key by key.
@@ -28,11 +31,17 @@ def open_run(folder: pathlib.Path, description: Mapping[str, Any], needed_bytes:
 
     Raises:
       InputError: when the folder holds another configuration or dataset, is half-written, is of a
-        newer version, or cannot be written.
+        newer version, or cannot be written, or another process is of another run.
     """
+    wanted = json.loads(json.dumps(description))
+    processes.agree("what they are to do", wanted)
+    processes.by_one(lambda: _open(folder, wanted, needed_bytes))
+    processes.agree(f"what they see in {folder}", (folder / _FILE).is_file())
+
+
+def _open(folder: pathlib.Path, wanted: dict[str, Any], needed_bytes: int) -> None:
     check_writable(folder, needed_bytes)
     path = folder / _FILE
-    wanted = json.loads(json.dumps(description))
     if not path.exists():
         others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
         if others:

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError
 
 AXIS = "data"
@@ -126,6 +128,7 @@ def make_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), index)
         grad_fn = jax.grad(loss_fn, has_aux=True)
         grads, (batch_stats, metrics) = grad_fn(state.params, state.batch_stats, batch, keys)
+        # One collective: XLA joins those that do not wait for each other.
         grads, metrics = lax.pmean((grads, dict(metrics)), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -139,20 +142,45 @@ def make_step(
     return step
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
+def make_mesh(devices: int | None = None, *, local: bool = False) -> Mesh:
     """A one-axis mesh over the first `devices` devices (all of them if None).
 
+    With several processes it spans the devices of all, those of a process side by side.
+
+    Args:
+      devices: how many.
+      local: only those of this process.
+
     Raises:
-      InputError: if there are fewer devices.
+      InputError: if there are fewer devices, or some of several processes would have none.
     """
-    available = jax.devices()
+    together = processes.count()
+    available = jax.local_devices() if local or together == 1 else jax.devices()
+    available = sorted(available, key=lambda device: (device.process_index, device.id))
     count = len(available) if devices is None else devices
     if not 1 <= count <= len(available):
         raise InputError(
             f"{count} devices were asked for and {len(available)} are there; "
             f"ask for 1 to {len(available)}."
         )
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=available[:count])
+    chosen = available[:count]
+    if not local and len({device.process_index for device in chosen}) < together:
+        raise InputError(
+            f"{count} devices leave some of the {together} processes without any; use all of them."
+        )
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def process_rows(batch_size: int, mesh: Mesh) -> slice:
+    """Which rows of a global batch this process holds: all of them where it is the only one.
+
+    Args:
+      batch_size: global; it splits evenly over the mesh.
+      mesh: from `make_mesh`.
+    """
+    own = [device in mesh.local_devices for device in mesh.devices.flat]
+    first, each = own.index(True), batch_size // mesh.devices.size
+    return slice(first * each, (first + sum(own)) * each)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
@@ -170,14 +198,37 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Place a global host batch on the mesh, split along its first axis."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+    """Place a host batch on the mesh, split along its first axis.
+
+    Args:
+      batch: this process's rows of the global batch, see `process_rows`.
+      mesh: devices.
+    """
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    if _is_local(mesh):
+        return jax.device_put(batch, split)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split, rows), batch)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copy a tree to every device of the mesh."""
-    # Never an alias: the step gives away the state's buffers, and the caller's are not ours.
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
+    """Copy a tree, the same in every process, to every device of the mesh."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if _is_local(mesh):
+        # Never an alias: the step gives away the state's buffers, and the caller's are not ours.
+        return jax.device_put(tree, everywhere, may_alias=False)
+
+    def copied(leaf: Any) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            numbers = copied(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+        host = np.array(leaf)
+        return jax.make_array_from_callback(host.shape, everywhere, lambda place: host[place])
+
+    return jax.tree.map(copied, tree)
+
+
+def _is_local(mesh: Mesh) -> bool:
+    return len(mesh.local_devices) == mesh.devices.size
 
 
 def shard(step: Step, mesh: Mesh, backend: str = "shard_map") -> Step:
@@ -213,8 +264,12 @@ def shard(step: Step, mesh: Mesh, backend: str = "shard_map") -> Step:
         )
 
         def run(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
-            def split_axis(x: jax.Array) -> jax.Array:
-                return x.reshape(count, x.shape[0] // count, *x.shape[1:])
+            def split_axis(x: jax.Array) -> Any:
+                if _is_local(mesh):
+                    return x.reshape(count, x.shape[0] // count, *x.shape[1:])
+                # With several processes pmap takes each one's own share.
+                shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start)
+                return np.stack([np.asarray(shard.data) for shard in shards])
 
             return pmapped(state, jax.tree.map(split_axis, batch), key)
 

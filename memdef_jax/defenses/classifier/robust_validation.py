@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from memdef_jax.attacks import PGD
 from memdef_jax.data import Split, eval_batches, to_float
 from memdef_jax.nn import Bound
-from memdef_jax.training import History, put_batch, replicate
+from memdef_jax.training import History, process_rows, put_batch, replicate
 
 CLEAN, ROBUST = "validation_accuracy", "validation_robust_accuracy"
 # A robust accuracy that was once this high and is now below this part of it has collapsed.
@@ -27,9 +27,11 @@ def robust_accuracy(
 ) -> Callable[[Any], dict[str, float]]:
     """What `training.Validation` measures: accuracy on clean and on attacked images.
 
+    Of attacked images those are right that no attack fools.
+
     Args:
       module: the classifier.
-      attack: on its current weights.
+      attacks: on its current weights.
       held_out: images that it is not trained on.
       key: of the attack, the same for every measurement.
       mesh: devices.
@@ -39,24 +41,26 @@ def robust_accuracy(
     """
     devices, count = mesh.devices.size, len(held_out)
     size = -(-min(_BATCH, count) // devices) * devices
-    keys = jax.random.split(key, count)
+    rows = process_rows(size, mesh)
+    numbers = np.asarray(jax.random.key_data(jax.random.split(key, count)))
 
     @jax.jit
     def judge(
-        variables: Any, x: jax.Array, y: jax.Array, keys: jax.Array
+        variables: Any, x: jax.Array, y: jax.Array, valid: jax.Array, numbers: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         model = Bound(module, variables)
-        fooled = [attack.run(model, x, y, key=keys).success for attack in attacks]
-        return jnp.argmax(model(x), axis=-1) == y, ~jnp.stack(fooled).any(axis=0)
+        keys = jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(key))
+        clean = jnp.argmax(model(x), axis=-1) == y
+        fooled = jnp.stack([a.run(model, x, y, key=keys).success for a in attacks]).any(axis=0)
+        return (clean & valid).sum(), (~fooled & valid).sum()
 
     def measure(variables: Any) -> dict[str, float]:
         variables = replicate(variables, mesh)
         found = np.zeros(2)
-        places = eval_batches((np.arange(count), held_out.labels), size)
-        for index, labels, valid in places:
+        for batch in eval_batches((np.arange(count), held_out.labels), size):
+            index, labels, valid = (part[rows] for part in batch)
             x = to_float(held_out.images[index])
-            clean, robust = judge(variables, *put_batch((x, labels, keys[index]), mesh))
-            found += [(np.asarray(right) & valid).sum() for right in (clean, robust)]
+            found += judge(variables, *put_batch((x, labels, valid, numbers[index]), mesh))
         return dict(zip((CLEAN, ROBUST), (found / count).tolist()))
 
     return measure

@@ -180,14 +180,15 @@ class _Training:
                 f"{len(images)} examples that fool the benign classifier; "
                 "use a smaller one, a larger eps, or successful_only=False."
             )
-        seed = trainer.seed * 10
+        seed, split = trainer.seed * 10, trainer.split
 
-        def adversarial(step: int) -> tuple[np.ndarray, np.ndarray]:
-            index = data.batch_indices(len(images), step, half, seed + 4)
+        def adversarial(step: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            index = data.batch_indices(len(images), step, half, seed + 4)[places]
             return images[index], labels[index]
 
-        def benign_half(step: int) -> tuple[np.ndarray, np.ndarray]:
-            return data.train_batch(trainer.split, step, half, seed + 5)
+        def benign_half(step: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            index = data.batch_indices(len(split), step, half, seed + 5)[places]
+            return split.images[index], split.labels[index]
 
         trained = self.spec.classifier_a(AXIS)
         fresh = self.spec.init_selector(trainer.key(103))
@@ -198,7 +199,9 @@ class _Training:
             selector_loss(trained, settings, in_loop=False),
             jax.device_get(benign) if settings.warm_start else fresh,
             adam(settings.learning_rate, steps, settings.weight_decay),
-            mixed_batches(benign_half, adversarial),
+            mixed_batches(
+                benign_half, adversarial, settings.batch_size, trainer.rows(settings.batch_size)
+            ),
             steps,
             settings.batch_size,
         )

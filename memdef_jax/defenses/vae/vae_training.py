@@ -66,7 +66,7 @@ class Stages:
             trainer.reporter,
         )
         return lambda size: (
-            paired_batches(made, split, size, trainer.seed * 10 + 3),
+            paired_batches(made, split, size, trainer.seed * 10 + 3, trainer.rows(size)),
             data.steps_per_epoch(len(made) * len(split), size),
         )
 

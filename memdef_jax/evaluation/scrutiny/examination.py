@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memdef_jax import processes
 from memdef_jax.attacks import PGD
 from memdef_jax.data import Dataset, Split, subset, to_float
 from memdef_jax.defenses import Defense
@@ -70,6 +71,8 @@ def examine(
 ) -> dict[str, Any]:
     """Examine every defense, or go on; finished parts are kept in `examination.json`.
 
+    Of several processes the first does it.
+
     Args:
       folder: the run's.
       defenses: by name; "benign" is what transfer is crafted on.
@@ -82,6 +85,17 @@ def examine(
       "checks" and "detection" by name, "transfer" between the defenses, and "latent", the last
       defense's latent space in two dimensions, None where there is none.
     """
+    return processes.by_one(lambda: _examined(folder, defenses, dataset, found, settings, reporter))
+
+
+def _examined(
+    folder: pathlib.Path,
+    defenses: Mapping[str, Defense],
+    dataset: Dataset,
+    found: Sequence[Record],
+    settings: Examination,
+    reporter: Reporter,
+) -> dict[str, Any]:
     room = _Room(defenses, dataset, settings)
     parts: dict[str, Callable[[], Any]]
     parts = {f"checks {name}": partial(room.checks, name) for name in defenses}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from memdef_jax import processes
 from memdef_jax.attacks import Attack, presets
 from memdef_jax.attacks.driver import sample_keys
 from memdef_jax.checks import InputError
@@ -52,7 +53,7 @@ class Laboratory:
       dataset: what they defend.
       split: the test images.
       config: of the sweep.
-      mesh: devices that share every batch.
+      mesh: devices of this process, which share every batch.
       judged: what was crafted before, by what it was crafted with; cells may share it.
     """
 
@@ -160,14 +161,38 @@ class Laboratory:
     def _craft_and_judge(
         self, selector: str, split: Split, crafting: tuple[Attack, str, str, int] | None
     ) -> Outcomes:
+        """The batches one after the other, or several processes' in turn."""
+        arrays = processes.gathered(lambda: self._own_batches(selector, split, crafting))
+        parts: dict[int, Outcomes] = {}
+        for name, values in arrays.items():
+            number, _, key = name.partition(" ")
+            parts.setdefault(int(number), {})[key] = values
+        shown = parts[0].pop("shown")
+        joined = {key: np.concatenate([parts[i][key] for i in sorted(parts)]) for key in parts[0]}
+        return joined | {"shown": shown[: len(split)]}
+
+    def _batch_size(self, selector: str, n: int) -> int:
+        """Images at once: as configured, fewer where another process would have none to attack."""
+        size = min(self.config.batch_size, n)
+        # Where a batch gives BatchNorm its statistics, it must be the same for any number of them.
+        if getattr(self.defenses[selector].spec, "statistics", "running") != "batch":
+            size = min(size, max(SHOWN, -(-n // processes.count())))
+        return -(-size // self.mesh.devices.size) * self.mesh.devices.size
+
+    def _own_batches(
+        self, selector: str, split: Split, crafting: tuple[Attack, str, str, int] | None
+    ) -> dict[str, np.ndarray]:
+        """Outcomes of this process's batches, each under the batch's number and the name."""
         keys = sample_keys(jax.random.key(crafting[3] if crafting else 0), len(split))
         defense = replicate(self.defenses[selector], self.mesh)
         source = replicate(self.defenses[crafting[1]], self.mesh) if crafting else defense
-        devices = self.mesh.devices.size
-        size = -(-min(self.config.batch_size, len(split)) // devices) * devices
-        parts: list[Outcomes] = []
+        size = self._batch_size(selector, len(split))
+        found: dict[str, np.ndarray] = {}
         index = np.arange(len(split))
-        for batch, places in zip(eval_batches(split, size), eval_batches((index, index), size)):
+        for number, places in enumerate(eval_batches((index, index), size)):
+            if number % processes.count() != processes.index():
+                continue
+            batch = split[places.images]
             x, y, own_keys = put_batch(
                 (to_float(jnp.asarray(batch.images)), batch.labels, keys[places.images]), self.mesh
             )
@@ -192,13 +217,11 @@ class Laboratory:
                 "norm": norm,
                 **spent,
             }
-            part = {key: np.asarray(value)[batch.valid] for key, value in part.items()}
-            if not parts:
-                part["shown"] = np.asarray(images[:SHOWN])
-            parts.append(part)
-        shown = parts[0].pop("shown")
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return joined | {"shown": shown[: len(split)]}
+            for key, value in part.items():
+                found[f"{number} {key}"] = np.asarray(value)[places.valid]
+            if number == 0:
+                found["0 shown"] = np.asarray(images[:SHOWN])
+        return found
 
 
 def _fitted(attack: Attack, surface: str) -> Attack:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from memdef_jax import processes
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset, subset
 from memdef_jax.defenses import Defense
@@ -29,6 +31,8 @@ def sweep(
     reporter: Reporter | None = None,
 ) -> list[Record]:
     """Measure every cell that `folder` does not have yet, then derive the worst case.
+
+    Several processes share the images of every cell, and the first writes what they find.
 
     Args:
       defenses: by selector, as `defenses.fit` returns them; "benign" is what transfer attacks are
@@ -58,7 +62,7 @@ def sweep(
                 f"{dataset.info.name} has {dataset.info.image_shape} of "
                 f"{len(dataset.info.class_names)}; give the data it was trained on."
             )
-    lab = Laboratory(defenses, dataset, split, config, make_mesh())
+    lab = Laboratory(defenses, dataset, split, config, make_mesh(local=True))
     if chosen:
         _check_offered(lab, threats)
     with locked(folder, reporter.note):
@@ -77,13 +81,14 @@ def _swept(
         outcomes = None if record is None else records.read_outcomes(folder, record)
         if record is not None and outcomes is not None:
             found[cell.name] = record, outcomes
+    processes.agree(f"the finished cells in {folder}", list(found))
     reporter.start("evaluation", len(found), len(cells), 1)
     clean: dict[str, np.ndarray] = {}  # by selector; these cells come first
     for cell in cells:
         selector = cell.identity["selector"]
         if cell.name not in found:
             record, outcomes = lab.measure(cell, clean.get(selector))
-            record = records.append_record(folder, record, outcomes)
+            record = processes.by_one(partial(records.append_record, folder, record, outcomes))
             found[cell.name] = record, outcomes
             reporter.update(len(found), {"robust_accuracy": record["robust_accuracy"]})
         clean.setdefault(selector, found[cell.name][1]["correct"])
@@ -139,11 +144,15 @@ def _place(record: Record) -> tuple[object, ...]:
 
 def _with_worst(measured: Sequence[Found], folder: pathlib.Path) -> list[Record]:
     """The records and, stored in the folder too, those of their worst cases."""
-    known = records.read_records(folder)
     worst = worst_cases(measured)
-    for record in worst:
-        if known.get(records.cell_id(record)) != record:
-            records.append_record(folder, record)
+
+    def store() -> None:
+        known = records.read_records(folder)
+        for record in worst:
+            if known.get(records.cell_id(record)) != record:
+                records.append_record(folder, record)
+
+    processes.by_one(store)
     return [record for record, _ in measured] + worst
 
 

@@ -81,6 +81,9 @@ def test_an_epoch_shows_every_pair_once(split):
         ]
         assert sorted(shown) == sorted(image.tobytes() for image in split.images)
     assert seen[0]["adversarial"].dtype == np.float32
+    own = paired_batches(made, split, 7, seed=3, rows=slice(2, 5))(0)  # one of several processes'
+    for name, values in own.items():
+        np.testing.assert_array_equal(values, seen[0][name][2:5])
 
 
 def test_streamed_images_meet_each_attack_at_a_level_of_their_own(model, split):
