@@ -120,13 +120,18 @@ def read_sources(folder: pathlib.Path, ablation: pathlib.Path | None = None) -> 
     run = read_run(folder)
     if run.get("kind") != "memory_defense":
         raise InputError(f"{folder} holds no Memory Defense; give the folder of one.")
+    recipe = run.get("config", {}).get("selector", {}).get("recipe")
+    if recipe is None:
+        raise InputError(
+            f"{folder} does not say how its selectors were trained, as runs of imported weights do "
+            "not; give a run of train.memory_defense."
+        )
     found = list(read_records(folder).values())
     correct: dict[str, np.ndarray] = {}
     for record in select(found, threat="none"):
         outcomes = read_outcomes(folder, record)
         if outcomes is not None and len(correct.get(record["selector"], ())) < record["n"]:
             correct[record["selector"]] = outcomes["selector_correct"]
-    recipe = run["config"]["selector"]["recipe"]
     extra = {
         name: [] if ablation is None else list(read_records(ablation / name).values())
         for name in (NO_MEMORY, TARGET)

@@ -81,14 +81,19 @@ class Source:
 def read_sources(folder: pathlib.Path, paper: str) -> list[Source]:
     """The runs in a folder, see `find_runs`, that a paper's tables are about.
 
-    Those are the runs of its own defense, and of other kinds such as have a column in its tables.
+    Those are the runs of its own defense, and of other kinds such as have a column in its tables;
+    not those of imported weights, since what they were trained on is unknown.
 
     Raises:
       InputError: when there is none of its own, two are the same row, or a file of theirs is
         damaged.
     """
     kinds = {number.row_key.kind for number in printed(paper)}
-    runs = [(place, run) for place, run in find_runs(folder) if run.get("kind") in kinds]
+    runs = [
+        (place, run)
+        for place, run in find_runs(folder)
+        if run.get("kind") in kinds and "imported" not in (run.get("config") or ())
+    ]
     if not any(run["kind"] == paper for _, run in runs):
         raise InputError(
             f"{folder} holds no run of {NAMES[paper]}, nor do the folders in it; train one first "

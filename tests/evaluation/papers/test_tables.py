@@ -328,3 +328,7 @@ def test_the_program_refuses_what_is_no_run(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"version": VERSION, "run": {"kind": "other"}}))
     with pytest.raises(InputError, match="holds no Memory Defense; give the folder of one"):
         tyro.cli(program, args=["--run", str(tmp_path)])
+    run = {"kind": "memory_defense", "config": {"imported": {"in_loop": "0"}}}
+    (tmp_path / "run.json").write_text(json.dumps({"version": VERSION, "run": run}))
+    with pytest.raises(InputError, match="does not say how its selectors were trained, as "):
+        tyro.cli(program, args=["--run", str(tmp_path)])

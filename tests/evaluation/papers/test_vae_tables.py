@@ -199,6 +199,7 @@ def test_two_runs_of_a_row_are_refused(tmp_path):
 
 def test_a_folder_without_runs_is_refused(tmp_path):
     write_run(tmp_path / "mad", kind="mad_vae")
+    write_run(tmp_path / "imported", config={"imported": {"vae": "0"}})  # trained on who knows what
     sentence = f"{tmp_path} holds no run of Defense-VAE, nor do the folders in it; train one first"
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=sentence.replace(str(tmp_path), str(folder))):
