@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from memdef_jax import data
 from memdef_jax.training import (
+    Gathered,
     LossFn,
     Reporter,
     Stage,
@@ -21,6 +22,7 @@ from memdef_jax.training import (
     Validation,
     make_step,
     process_rows,
+    scanned,
     shard,
     train,
 )
@@ -38,6 +40,7 @@ class Trainer:
       mesh: devices.
       backend: "shard_map" or "pmap".
       reporter: told of progress.
+      scan: many steps at once, see `training.scanned`; None for where it is faster.
     """
 
     split: data.Split
@@ -47,6 +50,7 @@ class Trainer:
     mesh: Mesh
     backend: str
     reporter: Reporter
+    scan: bool | None = None
 
     def key(self, purpose: int) -> jax.Array:
         """A typed key of this run for one purpose."""
@@ -84,14 +88,16 @@ class Trainer:
         Returns:
           The trained variables: the best validated, else the running means, else the last.
         """
+        step = make_step(loss_fn, optimizer, decay=average_decay)
         stage = Stage(
             name=name,
-            step=shard(make_step(loss_fn, optimizer, decay=average_decay), self.mesh, self.backend),
+            step=shard(step, self.mesh, self.backend),
             batch=batch,
             total_steps=steps,
             batch_size=batch_size,
             save_every=self.save_every,
             validation=validation,
+            scan=scanned(step, batch, self.mesh, self.backend, self.scan),
             **({"guard": guard} if guard else {}),
         )
         state = TrainState.create(variables, optimizer, average=average_decay is not None)
@@ -102,12 +108,11 @@ class Trainer:
         """The rows of a global batch that this process makes."""
         return process_rows(batch_size, self.mesh)
 
-    def benign_batches(self, batch_size: int, purpose: int) -> Callable[[int], dict[str, Any]]:
+    def benign_batches(self, batch_size: int, purpose: int) -> Gathered:
         """Shuffled batches of the training images by global step, this process's rows of them."""
         seed, rows = self.seed * 10 + purpose, self.rows(batch_size)
 
-        def batch(step: int) -> dict[str, np.ndarray]:
-            index = data.batch_indices(len(self.split), step, batch_size, seed)[rows]
-            return {"image": self.split.images[index], "label": self.split.labels[index]}
+        def indices(step: int) -> np.ndarray:
+            return data.batch_indices(len(self.split), step, batch_size, seed)[rows]
 
-        return batch
+        return Gathered({"image": self.split.images, "label": self.split.labels}, indices)

@@ -1,6 +1,7 @@
 """State, SPMD step, loop, checkpoints and metrics; knows no data and no attack."""
 
 from memdef_jax.training.loop import Reporter, Silent, Stage, TrainingDiverged, train
+from memdef_jax.training.resident import Gathered, Scan, scanned
 from memdef_jax.training.state import (
     AXIS,
     LossFn,
@@ -19,10 +20,12 @@ from memdef_jax.training.validation import History, Validation
 
 __all__ = [
     "AXIS",
+    "Gathered",
     "History",
     "LossFn",
     "Metrics",
     "Reporter",
+    "Scan",
     "Silent",
     "Stage",
     "Step",
@@ -35,6 +38,7 @@ __all__ = [
     "process_rows",
     "put_batch",
     "replicate",
+    "scanned",
     "shard",
     "train",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from memdef_jax import processes
@@ -16,7 +17,8 @@ from memdef_jax.checks import InputError
 from memdef_jax.preemption import Preempted, saving_first
 from memdef_jax.training import checkpoints
 from memdef_jax.training.metrics import MetricsLog, open_metrics, read_metrics
-from memdef_jax.training.state import Step, TrainState, check_batch, put_batch, replicate
+from memdef_jax.training.resident import Scan
+from memdef_jax.training.state import Metrics, Step, TrainState, check_batch, put_batch, replicate
 from memdef_jax.training.validation import Validation, Validator, nothing
 
 
@@ -64,6 +66,8 @@ class Stage:
       save_every: updates between checkpoints.
       guard: looks at the metrics of a step and returns a sentence that stops the training, or None.
       validation: what to measure now and then, to keep the best; None to keep the last.
+      scan: many steps at once, of the same batches, taken where neither a checkpoint nor a
+        validation comes between; None to go step by step.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Stage:
     save_every: int
     guard: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
     validation: Validation | None = None
+    scan: Scan | None = None
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "batch_size", "save_every"):
@@ -92,7 +97,8 @@ def train(
     """Train until `stage.total_steps`, from the newest good checkpoint in `folder` if there is one.
 
     The metrics of a step are looked at after the next step is dispatched, so the device never waits
-    for the host; before a checkpoint they are all looked at, so no diverged state is ever saved.
+    for the host (with a `scan`: after its next steps are); before a checkpoint they are all looked
+    at, so no diverged state is ever saved.
     What validation measures is logged with the metrics of its step, and the best it has seen is
     part of every checkpoint.
 
@@ -131,25 +137,27 @@ def train(
         if stage.validation:
             history = processes.by_one(lambda: read_metrics(folder))
             validator = Validator(stage.validation, best, history, reporter.note)
-        pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        pending: tuple[int, Metrics] | None = None
+        done = first
 
         def tell(step: int, values: Mapping[str, float]) -> None:
             log.write(step, values)
             reporter.update(step, values)
 
-        for done in range(first + 1, stage.total_steps + 1):
-            batch = put_batch(stage.batch(done - 1), mesh)
-            state, metrics = stage.step(state, batch, key)
+        while done < stage.total_steps:
+            count, state, metrics = _advanced(stage, state, done, key, mesh)
             if pending:
-                tell(pending[0], _checked(stage, *pending, saved))
+                for step, values in _checked(stage, *pending, saved):
+                    tell(step, values)
+            done += count
             pending = (done, metrics)
             validates, saves = _due(stage, done)
             stops = processes.stops(asked_to_stop(), done)
             if validates or saves or stops:
-                values = _checked(stage, *pending, saved)
-                if validator and validates:
-                    values = validator.look(done, values, state.variables)
-                tell(done, values)
+                for step, values in _checked(stage, *pending, saved):
+                    if validator and validates and step == done:
+                        values = validator.look(done, values, state.variables)
+                    tell(step, values)
                 pending = None
             if saves or stops:
                 kept = dataclasses.replace(state, best=validator and validator.best)
@@ -159,6 +167,16 @@ def train(
             if stops or (done == stage.total_steps and processes.stop_was_asked()):
                 raise Preempted(f"{stage.name}: stopped by SIGTERM at step {done}; saved")
     return dataclasses.replace(state, best=validator and validator.best)
+
+
+def _advanced(
+    stage: Stage, state: TrainState, done: int, key: jax.Array, mesh: Mesh
+) -> tuple[int, TrainState, Metrics]:
+    """How many steps follow at once, the state after them and their metrics."""
+    scan = stage.scan
+    if scan and not any(any(_due(stage, done + more)) for more in range(1, scan.length)):
+        return scan.length, *scan(state, done, key)
+    return 1, *stage.step(state, put_batch(stage.batch(done), mesh), key)
 
 
 def _save(log: MetricsLog, store: pathlib.Path, step: int, state: TrainState) -> None:
@@ -195,20 +213,24 @@ def _restored(
 
 
 def _checked(
-    stage: Stage, step: int, metrics: Mapping[str, jax.Array], saved: int | None
-) -> dict[str, float]:
-    """A step's metrics as numbers, all of them finite and to the guard's liking."""
-    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    stage: Stage, last: int, metrics: Metrics, saved: int | None
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Steps up to the last one with their metrics as numbers, finite and to the guard's liking."""
+    found = {name: np.atleast_1d(value) for name, value in jax.device_get(dict(metrics)).items()}
+    count = max(map(len, found.values()), default=1)
     kept = "none was saved yet" if saved is None else f"that of step {saved} is kept"
-    if bad:
-        raise TrainingDiverged(
-            f"{stage.name}: {bad[0]} is {values[bad[0]]} at step {step}; "
-            f"last good checkpoint: {kept}; lower the learning rate or check the data."
-        )
-    problem = stage.guard(values)
-    if problem:
-        raise TrainingDiverged(
-            f"{stage.name}, step {step}: {problem} Last good checkpoint: {kept}."
-        )
-    return values
+    for place in range(count):
+        step = last - count + 1 + place
+        values = {name: float(value[place]) for name, value in found.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingDiverged(
+                f"{stage.name}: {bad[0]} is {values[bad[0]]} at step {step}; "
+                f"last good checkpoint: {kept}; lower the learning rate or check the data."
+            )
+        problem = stage.guard(values)
+        if problem:
+            raise TrainingDiverged(
+                f"{stage.name}, step {step}: {problem} Last good checkpoint: {kept}."
+            )
+        yield step, values

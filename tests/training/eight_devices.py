@@ -16,7 +16,17 @@ from memdef_jax.defenses import MemoryDefenseSpec, SelectorConfig, StackConfig
 from memdef_jax.defenses.memory.stack import stack_loss
 from memdef_jax.defenses.selector import selector_loss
 from memdef_jax.nn import classifier
-from memdef_jax.training import AXIS, TrainState, make_mesh, make_step, put_batch, replicate, shard
+from memdef_jax.training import (
+    AXIS,
+    Gathered,
+    Scan,
+    TrainState,
+    make_mesh,
+    make_step,
+    put_batch,
+    replicate,
+    shard,
+)
 
 BATCH, STEPS, RATE = 16, 3, 0.1
 SPEC = MemoryDefenseSpec(image_shape=(28, 28, 1), classes=10, memory_rows=20)
@@ -70,7 +80,25 @@ def main(path):
                     for place, leaf in jax.tree_util.tree_leaves_with_path(content):
                         label = jax.tree_util.keystr(place, simple=True, separator="/")
                         results[f"{name}/{backend}/{devices}/{when}/{label}"] = np.asarray(leaf)
+    results |= scanned(train)
     np.savez(path, **results)
+
+
+def scanned(train):
+    """The linear problem's steps as one program over data that stays on eight devices."""
+    _, loss_fn, variables, rate = next(problems())
+    mesh, optimizer = make_mesh(8), optax.sgd(rate)
+    batches = Gathered(
+        {"image": train.images, "label": train.labels},
+        lambda number: data.batch_indices(len(train), number, BATCH, 0),
+    )
+    scan = Scan(make_step(loss_fn, optimizer), batches, mesh, STEPS)
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    state, metrics = scan(state, 0, replicate(jax.random.key(5), mesh))
+    return {
+        "linear/scan/8/last/variables/params/w": np.asarray(state.params["w"]),
+        **{f"linear/scan/8/last/metrics/{name}": np.asarray(m)[-1] for name, m in metrics.items()},
+    }
 
 
 if __name__ == "__main__":

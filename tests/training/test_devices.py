@@ -63,6 +63,14 @@ def test_eight_devices_give_the_parameters_statistics_and_metrics_of_one(
         np.testing.assert_allclose(eight[name], one[name], err_msg=name, **TOLERANCE)
 
 
+def test_steps_that_eight_devices_run_as_one_program_are_those_of_one(trained):
+    one = part(trained, "linear", "shard_map", 1, "last")
+    scan = part(trained, "linear", "scan", 8, "last")
+    assert one.keys() == scan.keys()
+    for name in one:
+        np.testing.assert_allclose(scan[name], one[name], err_msg=name, **TOLERANCE)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_first_gradient_on_eight_devices_has_its_closed_form_and_scale(trained, backend):
     # What a sum over devices in place of a mean would make eight times too large.

@@ -1,0 +1,118 @@
+"""Batches whose data stays on the devices, and many steps over it as one compiled program.
+
+On accelerators a host that gathers every batch and dispatches every step is what the device waits
+for. On a CPU it is the other way round: a scanned training step is several times slower there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from memdef_jax import processes
+from memdef_jax.training.state import AXIS, Metrics, Step, TrainState, replicate
+
+LENGTH = 32  # steps of one program: enough to hide its dispatch, and SIGTERM need not wait long
+LARGEST = 2 << 30  # bytes of data that every device holds; larger data stays on the host
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """Batches that are rows of arrays; called with a global step it gathers them on the host.
+
+    Attributes:
+      arrays: by name [N, ...], on the host.
+      indices: the rows int [B] of a global step's batch, of this process's share alone.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    indices: Callable[[int], np.ndarray]
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        index = self.indices(step)
+        return {name: array[index] for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """Some consecutive steps as one `lax.scan`, with the results of as many single steps.
+
+    Attributes:
+      step: from `training.make_step`.
+      batches: global ones.
+      mesh: devices.
+      length: how many steps.
+    """
+
+    step: Step
+    batches: Gathered
+    mesh: Mesh
+    length: int = LENGTH
+
+    def __call__(self, state: TrainState, done: int, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """From replicated state after `done` steps to that `length` later; metrics [length].
+
+        The old state's buffers are reused.
+        """
+        rows = np.stack([self.batches.indices(done + more) for more in range(self.length)])
+        split = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
+        return self._run(state, self._data, jax.device_put(rows, split), key)
+
+    @functools.cached_property
+    def _data(self) -> Any:
+        return replicate(dict(self.batches.arrays), self.mesh)
+
+    @functools.cached_property
+    def _run(self) -> Callable[..., tuple[TrainState, Metrics]]:
+        def run(
+            state: TrainState, data: Any, rows: jax.Array, key: jax.Array
+        ) -> tuple[TrainState, Metrics]:
+            def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+                taken = functools.partial(jnp.take, indices=index, axis=0, mode="clip")
+                return self.step(state, jax.tree.map(taken, data), key)
+
+            return lax.scan(one, state, rows)
+
+        everywhere, split = PartitionSpec(), PartitionSpec(None, AXIS)
+        mapped = jax.shard_map(
+            run,
+            mesh=self.mesh,
+            in_specs=(everywhere, everywhere, split, everywhere),
+            out_specs=(everywhere, everywhere),
+            check_vma=False,  # as in `training.shard`
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+
+def scanned(
+    step: Step,
+    batch: Callable[[int], Any],
+    mesh: Mesh,
+    backend: str = "shard_map",
+    wanted: bool | None = None,
+) -> Scan | None:
+    """A training's steps as a `Scan`, on accelerators and with data that fits; else None.
+
+    Several processes, "pmap" and batches that are not `Gathered` go step by step.
+
+    Args:
+      step: from `training.make_step`.
+      batch: of a global step.
+      mesh: devices.
+      backend: "shard_map" or "pmap".
+      wanted: where it can be: True for always, False for never, None for where it is faster.
+    """
+    if not isinstance(batch, Gathered) or backend != "shard_map" or processes.count() > 1:
+        return None
+    if sum(array.nbytes for array in batch.arrays.values()) > LARGEST:
+        return None
+    faster = mesh.devices.flat[0].platform != "cpu"
+    return Scan(step, batch, mesh) if (faster if wanted is None else wanted) else None
