@@ -13,9 +13,11 @@ import optax
 from jax.sharding import Mesh
 
 from memdef_jax import data
+from memdef_jax.nn.precision import ComputeDtype, lowered
 from memdef_jax.training import (
     Gathered,
     LossFn,
+    Metrics,
     Reporter,
     Stage,
     TrainState,
@@ -40,6 +42,8 @@ class Trainer:
       mesh: devices.
       backend: "shard_map" or "pmap".
       reporter: told of progress.
+      compute_dtype: of convolutions and dense layers while they are trained, see `nn.precision`;
+        None for float32. What is trained is float32, and what is frozen computes in it.
       scan: many steps at once, see `training.scanned`; None for where it is faster.
     """
 
@@ -50,6 +54,7 @@ class Trainer:
     mesh: Mesh
     backend: str
     reporter: Reporter
+    compute_dtype: ComputeDtype | None = None
     scan: bool | None = None
 
     def key(self, purpose: int) -> jax.Array:
@@ -88,7 +93,7 @@ class Trainer:
         Returns:
           The trained variables: the best validated, else the running means, else the last.
         """
-        step = make_step(loss_fn, optimizer, decay=average_decay)
+        step = make_step(_computed_in(loss_fn, self.compute_dtype), optimizer, decay=average_decay)
         stage = Stage(
             name=name,
             step=shard(step, self.mesh, self.backend),
@@ -116,3 +121,16 @@ class Trainer:
             return data.batch_indices(len(self.split), step, batch_size, seed)[rows]
 
         return Gathered({"image": self.split.images, "label": self.split.labels}, indices)
+
+
+def _computed_in(loss_fn: LossFn, dtype: ComputeDtype | None) -> LossFn:
+    """A loss, and what attacks in it see, with convolutions and dense layers in a dtype."""
+    if dtype is None:
+        return loss_fn
+
+    def computed(
+        params: Any, batch_stats: Any, batch: Any, keys: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        return loss_fn(lowered(params, dtype), batch_stats, batch, keys)
+
+    return computed

@@ -77,7 +77,7 @@ class Encoder(nn.Module):
             x = Conv(features, kernel, stride, padding)(x)
             x = batch_norm(train, self.axis_name)(x)
             last = i == len(self.arch.encoder) - 1
-            x = nn.sigmoid(x) if last else nn.leaky_relu(x, 0.25)
+            x = nn.sigmoid(x.astype(jnp.float32)) if last else nn.leaky_relu(x, 0.25)
         return x.reshape(x.shape[0], -1)
 
 
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
             x = ConvTranspose(features, output_padding=output_padding)(x)
             if i < len(self.arch.decoder) - 1:
                 x = nn.leaky_relu(batch_norm(train, self.axis_name)(x), 0.25)
-        return x
+        return x.astype(jnp.float32)
 
 
 class MemoryAutoencoder(nn.Module):

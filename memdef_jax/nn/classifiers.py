@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from memdef_jax.checks import InputError
 from memdef_jax.nn.heads import check_head, head
-from memdef_jax.nn.layers import Conv, max_pool
+from memdef_jax.nn.layers import Conv, Dense, max_pool
 from memdef_jax.nn.residual import (
     ResNet18,
     ResNet50,
@@ -71,8 +71,8 @@ class ClassifierB(nn.Module):
         x = x.reshape(x.shape[0], -1)
         keys = dropout_keys if train else None
         for i, features in enumerate((256, 128)):
-            x = _dropped(nn.relu(nn.Dense(features)(x)), self.dropout_rate, keys, i)
-        return nn.Dense(self.classes)(x)
+            x = _dropped(nn.relu(Dense(features)(x)), self.dropout_rate, keys, i)
+        return Dense(self.classes)(x)
 
 
 class SmallCNN(nn.Module):
@@ -88,7 +88,7 @@ class SmallCNN(nn.Module):
     ) -> jax.Array:
         x = nn.relu(Conv(16, 5, stride=2, padding=2)(x))
         x = nn.relu(Conv(32, 5, stride=2, padding=2)(x))
-        x = nn.relu(nn.Dense(100)(x.reshape(x.shape[0], -1)))
+        x = nn.relu(Dense(100)(x.reshape(x.shape[0], -1)))
         return head(self.head, self.classes)(x)
 
 
@@ -114,7 +114,7 @@ class DefenseGANConvolutional(nn.Module):
         x = nn.relu(Conv(self.features, self.kernel_size, padding=self.kernel_size // 2)(x))
         x = nn.relu(Conv(64, 5, stride=2)(x))
         x = _dropped(x.reshape(x.shape[0], -1), 0.25, keys, 0)
-        x = _dropped(nn.relu(nn.Dense(128)(x)), 0.5, keys, 1)
+        x = _dropped(nn.relu(Dense(128)(x)), 0.5, keys, 1)
         return head(self.head, self.classes)(x)
 
 
@@ -162,7 +162,7 @@ class DefenseGANDense(nn.Module):
         keys = dropout_keys if train else None
         x = x.reshape(x.shape[0], -1)
         for i, rate in enumerate(self.dropout_rates):
-            x = _dropped(nn.relu(nn.Dense(200)(x)), rate, keys, i)
+            x = _dropped(nn.relu(Dense(200)(x)), rate, keys, i)
         return head(self.head, self.classes)(x)
 
 
@@ -187,7 +187,7 @@ class MagNetClassifier(nn.Module):
             x = max_pool(nn.relu(Conv(features, 3)(x)))
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
-            x = nn.relu(nn.Dense(200)(x))
+            x = nn.relu(Dense(200)(x))
         return head(self.head, self.classes)(x)
 
 
@@ -208,7 +208,7 @@ class LeNet(nn.Module):
         _check_size(x, 16)
         for features in (20, 50):
             x = max_pool(nn.relu(Conv(features, 5)(x)))
-        x = nn.relu(nn.Dense(500)(x.reshape(x.shape[0], -1)))
+        x = nn.relu(Dense(500)(x.reshape(x.shape[0], -1)))
         return head(self.head, self.classes)(x)
 
 

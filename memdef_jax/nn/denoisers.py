@@ -73,7 +73,7 @@ class DenoisingAutoencoder(nn.Module):
         y = nn.relu(ConvTranspose(wide, 3, 2, 0, name="decoder_0")(y))
         y = nn.relu(ConvTranspose(narrow, 5, 3, 1, name="decoder_1")(y))
         y = ConvTranspose(1, 2, 2, 1, name="decoder_2")(y)
-        return 0.5 * (jnp.tanh(y) + 1.0)
+        return 0.5 * (jnp.tanh(y.astype(jnp.float32)) + 1.0)
 
 
 class _Convolutions(nn.Module):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.checks import InputError
+from memdef_jax.nn.layers import Dense
 from memdef_jax.nn.memory import cosine_logits
 
 HEADS = ("linear", "memory")
@@ -35,6 +36,7 @@ class MemoryHead(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
         shape = (self.classes * self.rows, z.shape[-1])
         memory = self.param("memory", init, shape, jnp.float32)
+        z = z.astype(jnp.float32)
         similarity = cosine_logits(z, memory).reshape(-1, self.classes, self.rows)
         logits = jax.nn.logsumexp(self.scale * similarity, axis=-1)
         return logits - jnp.log(jnp.float32(self.rows))
@@ -47,7 +49,7 @@ def head(name: str, classes: int) -> nn.Module:
       InputError: for an unknown name.
     """
     check_head(name)
-    return nn.Dense(classes) if name == "linear" else MemoryHead(classes)
+    return Dense(classes) if name == "linear" else MemoryHead(classes)
 
 
 def check_head(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Convolutions and pooling whose gradients stay fast on a CPU, also in compiled loops; BatchNorm.
+"""Convolutions and pooling whose gradients stay fast on a CPU, also in compiled loops, and others.
 
 XLA's CPU backend lays out the convolutions of a program's entry computation well, but not those in
 the body of a `while`, where the input gradient of a convolution becomes up to ten times slower.
@@ -8,11 +8,13 @@ convolution, whose gradients their libraries know best. The results are the same
 a CPU only reverse-mode differentiation passes (`jax.vjp`, `jax.grad`, `jax.jacrev`).
 
 Kernels are [height, width, in, out] (HWIO); paddings and output paddings follow torch's meaning.
+What a layer reads is cast to the dtype of its kernel, see `nn.precision`.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -269,7 +271,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = convolve(x, kernel, self.stride, self.padding)
+        y = convolve(x.astype(kernel.dtype), kernel, self.stride, self.padding)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         return y
@@ -299,17 +301,40 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, self.features, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x = x.astype(kernel.dtype)
         y = transposed_convolve(x, kernel, self.stride, self.padding, self.output_padding)
         return y + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+
+
+def _in_kernels_dtype(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    return x.astype(kernel.dtype), kernel, bias
+
+
+class Dense(nn.Dense):
+    """Flax's dense layer, computed in the dtype of its kernel; what it gives is float32."""
+
+    promote_dtype: Any = _in_kernels_dtype
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return super().__call__(inputs).astype(jnp.float32)
+
+
+class BatchNorm(nn.BatchNorm):
+    """Flax's BatchNorm, computed in float32 with such statistics; it gives its input's dtype."""
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        return super().__call__(x, *args, **kwargs).astype(x.dtype)
 
 
 def batch_norm(
     train: bool,
     axis_name: str | None,
     scale_init: nn.initializers.Initializer = nn.initializers.ones,
-) -> nn.BatchNorm:
+) -> BatchNorm:
     """BatchNorm with torch's defaults; statistics are averaged over `axis_name` where given."""
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,

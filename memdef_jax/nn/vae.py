@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.checks import InputError
-from memdef_jax.nn.layers import TORCH_UNIFORM, Conv, ConvTranspose, batch_norm
+from memdef_jax.nn.layers import TORCH_UNIFORM, Conv, ConvTranspose, Dense, batch_norm
 
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
@@ -98,8 +98,8 @@ class _Encoder(nn.Module):
             x = Conv(features, kernel, stride, padding, kernel_init=_KERNEL_INIT)(x)
             x = nn.relu(batch_norm(train, self.axis_name, _scale_init)(x))
         x = x.reshape(x.shape[0], -1)
-        mean = nn.Dense(self.latent_size, kernel_init=TORCH_UNIFORM, name="mean")(x)
-        return mean, nn.Dense(self.latent_size, kernel_init=TORCH_UNIFORM, name="log_variance")(x)
+        mean = Dense(self.latent_size, kernel_init=TORCH_UNIFORM, name="mean")(x)
+        return mean, Dense(self.latent_size, kernel_init=TORCH_UNIFORM, name="log_variance")(x)
 
 
 class _Decoder(nn.Module):
@@ -112,13 +112,13 @@ class _Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         height, width, features = self.arch.features
-        x = nn.relu(nn.Dense(height * width * features, kernel_init=TORCH_UNIFORM)(z))
+        x = nn.relu(Dense(height * width * features, kernel_init=TORCH_UNIFORM)(z))
         x = x.reshape(-1, height, width, features)
         conv = functools.partial(ConvTranspose, kernel_init=_KERNEL_INIT)
         for features, kernel, stride, padding in self.arch.decoder:
             x = conv(features, kernel, stride, padding)(x)
             x = nn.relu(batch_norm(train, self.axis_name, _scale_init)(x))
-        return conv(self.channels, *self.arch.last)(x)
+        return conv(self.channels, *self.arch.last)(x).astype(jnp.float32)
 
 
 class VAE(nn.Module):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from memdef_jax.checks import InputError
-from memdef_jax.nn.layers import Conv, max_pool
+from memdef_jax.nn.layers import Conv, Dense, max_pool
 
 SIZE = 32  # pixels that images are brought to; the five poolings leave one
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # features and convolutions of each
@@ -119,4 +119,4 @@ class VGG16(nn.Module):
         self, x: jax.Array, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         maps = VGG16Features(self.width, name="features")(x)
-        return nn.Dense(self.classes, name="head")(maps["relu5_3"].mean(axis=(1, 2)))
+        return Dense(self.classes, name="head")(maps["relu5_3"].mean(axis=(1, 2)))

@@ -31,6 +31,7 @@ from memdef_jax.defenses.classifier.robust_validation import (
 from memdef_jax.defenses.selector import adam
 from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.files import write_atomic
+from memdef_jax.nn.precision import ComputeDtype, check_compute_dtype
 from memdef_jax.training import (
     AXIS,
     Reporter,
@@ -80,6 +81,8 @@ class RobustClassifierConfig:
       seed: of everything else that is random.
       train_size: use only so many of the remaining images, see `data.subset`; None for all.
       save_every: steps between checkpoints.
+      compute_dtype: of convolutions and dense layers in training, see `nn.precision`; None for
+        float32.
     """
 
     architecture: str = "small_cnn"
@@ -100,8 +103,10 @@ class RobustClassifierConfig:
     seed: int = 0
     train_size: int | None = None
     save_every: int = 500
+    compute_dtype: ComputeDtype | None = None
 
     def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
         if not self.variants or set(self.variants) - set(VARIANTS):
             raise InputError(
                 f"variants {self.variants} cannot be trained; use some of {', '.join(VARIANTS)}."
@@ -177,7 +182,14 @@ def fit(
     describe = store.run_description("classifier", dataset, config, config.variants)
     open_run(folder, describe, _space_needed(specs))
     trainer = Trainer(
-        split, folder, config.seed, config.save_every, mesh, backend, reporter or Silent()
+        split,
+        folder,
+        config.seed,
+        config.save_every,
+        mesh,
+        backend,
+        reporter or Silent(),
+        config.compute_dtype,
     )
     defenses, record = {}, {}
     for name, spec in specs.items():

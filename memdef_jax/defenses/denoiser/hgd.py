@@ -24,6 +24,7 @@ from memdef_jax.defenses.denoiser.denoiser_training import (
 from memdef_jax.defenses.target import ClassifierConfig
 from memdef_jax.nn import Bound
 from memdef_jax.nn.perceptual import guidance
+from memdef_jax.nn.precision import ComputeDtype, check_compute_dtype
 from memdef_jax.training import Reporter
 
 VARIANTS = ("logits", "features")
@@ -51,6 +52,8 @@ class HGDConfig:
       seed: of everything random.
       train_size: use only so many training images, see `data.subset`; None for all.
       save_every: steps between checkpoints.
+      compute_dtype: of convolutions and dense layers in training, see `nn.precision`; None for
+        float32.
     """
 
     classifier: ClassifierConfig = dataclasses.field(default_factory=_lenet)
@@ -60,9 +63,11 @@ class HGDConfig:
     seed: int = 0
     train_size: int | None = None
     save_every: int = 500
+    compute_dtype: ComputeDtype | None = None
 
     def __post_init__(self) -> None:
         check_run(self.variants, VARIANTS, self.seed, self.save_every)
+        check_compute_dtype(self.compute_dtype)
 
 
 def fit(

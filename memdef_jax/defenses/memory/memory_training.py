@@ -23,6 +23,7 @@ from memdef_jax.defenses.selector import SelectorConfig, adam, mixed_batches, se
 from memdef_jax.defenses.store import run_description
 from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.nn import Bound
+from memdef_jax.nn.precision import ComputeDtype, check_compute_dtype
 from memdef_jax.training import AXIS, Reporter, Silent, check_batch, make_mesh
 from memdef_jax.training.run import open_run, read_run
 
@@ -37,6 +38,8 @@ class MemoryDefenseConfig:
       seed: of everything random.
       train_size: use only so many training images, see `data.subset`; None for all.
       save_every: steps between checkpoints.
+      compute_dtype: of convolutions and dense layers in training, see `nn.precision`; None for
+        float32.
     """
 
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
@@ -44,8 +47,10 @@ class MemoryDefenseConfig:
     seed: int = 0
     train_size: int | None = None
     save_every: int = 500
+    compute_dtype: ComputeDtype | None = None
 
     def __post_init__(self) -> None:
+        check_compute_dtype(self.compute_dtype)
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative; use 0 or more.")
         if self.save_every < 1:
@@ -112,7 +117,8 @@ def fit(
     names = tuple(dict.fromkeys(("benign", config.selector.recipe)))
     describe = run_description("memory_defense", dataset, config, names)
     open_run(folder, describe, _space_needed(config, spec, split))
-    trainer = Trainer(split, folder, config.seed, config.save_every, mesh, backend, reporter)
+    every, dtype = config.save_every, config.compute_dtype
+    trainer = Trainer(split, folder, config.seed, every, mesh, backend, reporter, dtype)
     training = _Training(config, spec, trainer)
     selectors = {"benign": training.benign_selector()}
     if config.selector.recipe == "offline":

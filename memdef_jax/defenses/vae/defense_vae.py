@@ -20,6 +20,7 @@ from memdef_jax.defenses.vae.pairs import Mixture
 from memdef_jax.defenses.vae.vae_defense import VAEDefense, VAEDefenseSpec
 from memdef_jax.defenses.vae.vae_losses import Terms, VAEConfig, reading_loss
 from memdef_jax.defenses.vae.vae_training import ClassifierConfig, Pairs, Stages
+from memdef_jax.nn.precision import ComputeDtype, check_compute_dtype
 from memdef_jax.training import Reporter, Silent, check_batch, make_mesh
 from memdef_jax.training.run import open_run
 
@@ -42,6 +43,8 @@ class DefenseVAEConfig:
       seed: of everything random.
       train_size: use only so many training images, see `data.subset`; None for all.
       save_every: steps between checkpoints.
+      compute_dtype: of convolutions and dense layers in training, see `nn.precision`; None for
+        float32.
     """
 
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
@@ -53,9 +56,11 @@ class DefenseVAEConfig:
     seed: int = 0
     train_size: int | None = None
     save_every: int = 500
+    compute_dtype: ComputeDtype | None = None
 
     def __post_init__(self) -> None:
         check_variants(self.variants, VARIANTS)
+        check_compute_dtype(self.compute_dtype)
         check_number("end_to_end_weight", self.end_to_end_weight, above_zero=True)
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative; use 0 or more.")
@@ -146,7 +151,14 @@ def begin(
     describe = store.run_description(kind, dataset, config, config.variants)
     open_run(folder, describe, stored + 400_000_000)
     trainer = Trainer(
-        split, folder, config.seed, config.save_every, mesh, backend, reporter or Silent()
+        split,
+        folder,
+        config.seed,
+        config.save_every,
+        mesh,
+        backend,
+        reporter or Silent(),
+        config.compute_dtype,
     )
     return Stages(spec, trainer, config.classifier, config.vae, config.mixture)
 

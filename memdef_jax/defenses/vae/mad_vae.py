@@ -15,6 +15,7 @@ from memdef_jax.defenses.vae.pairs import Mixture
 from memdef_jax.defenses.vae.vae_defense import VAEDefense
 from memdef_jax.defenses.vae.vae_losses import Terms, VAEConfig
 from memdef_jax.defenses.vae.vae_training import ClassifierConfig
+from memdef_jax.nn.precision import ComputeDtype, check_compute_dtype
 from memdef_jax.training import Reporter
 
 VARIANTS = ("identity", "vanilla", "classification", "proximity_distance", "combined")
@@ -69,6 +70,8 @@ class MADVAEConfig:
       seed: of everything random.
       train_size: use only so many training images, see `data.subset`; None for all.
       save_every: steps between checkpoints.
+      compute_dtype: of convolutions and dense layers in training, see `nn.precision`; None for
+        float32.
     """
 
     classifier: ClassifierConfig = dataclasses.field(default_factory=_classifier)
@@ -85,9 +88,11 @@ class MADVAEConfig:
     seed: int = 0
     train_size: int | None = None
     save_every: int = 500
+    compute_dtype: ComputeDtype | None = None
 
     def __post_init__(self) -> None:
         check_variants(self.variants, VARIANTS)
+        check_compute_dtype(self.compute_dtype)
         for name in ("classification_weight", "combined_weight", "centres_rate"):
             check_number(name, getattr(self, name), above_zero=True)
         for name in ("proximity_weight", "distance_weight"):
