@@ -8,7 +8,7 @@ REQUIREMENTS := requirements/py$(VERSION).txt
 STAMP := $(VENV)/.installed-$(VERSION)
 PY := $(VENV)/bin/python
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-all lint format clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ demo: setup      ## train Memory Defense on Fashion-MNIST, attack it, print what
 # Whole files to a worker, because its tests share what was expensive to make.
 test: setup      ## every test, warnings as errors
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+test-all: setup  ## those too that show in another place what a test above shows
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 lint: setup      ## style, format, types
 	$(PY) -m ruff check .

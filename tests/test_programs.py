@@ -294,6 +294,7 @@ def test_a_setting_given_reaches_the_run_which_continues_only_as_the_same(start,
     assert files(folder) == before
 
 
+@pytest.mark.exhaustive
 def test_an_evaluation_that_was_killed_goes_on_as_if_it_had_not(
     start, trained, digits, tmp_path, cache
 ):

@@ -252,6 +252,7 @@ for attack in (PGD(eps=.03, step_size=.01, steps=5),
 """
 
 
+@pytest.mark.exhaustive
 def test_a_batch_over_eight_devices_equals_one_device():
     flags = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",

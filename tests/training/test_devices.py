@@ -20,7 +20,7 @@ BACKENDS = ("shard_map", "pmap")
 # exact gradient zero and hold nothing but such rounding, hence the absolute part.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(uninterrupted, tmp_path):
     store = tmp_path / "checkpoints"
     seed = random.SystemRandom().randrange(10**6)

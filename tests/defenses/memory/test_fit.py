@@ -84,6 +84,7 @@ def contents(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_loop_training_killed_and_resumed_is_bit_for_bit_that_which_was_not(run, tmp_path):
     run(tmp_path / "whole", "in_loop")
     with pytest.raises(InputError, match="holds no run"):
@@ -105,6 +106,7 @@ def test_in_loop_training_killed_and_resumed_is_bit_for_bit_that_which_was_not(r
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_offline_training_killed_among_its_examples_reuses_the_whole_ones(run, tmp_path):
     run(tmp_path / "whole", "offline")
 

@@ -430,6 +430,7 @@ def test_functions_that_do_not_fit_each_other_are_refused(linear):
         PlainDefense.of(linear, (28, 28, 1), surrogate=two)
 
 
+@pytest.mark.exhaustive
 def test_devices_share_the_work_and_change_nothing(tmp_path):
     """In processes of their own: the number of devices is fixed when JAX starts."""
     code = (
