@@ -57,7 +57,10 @@ def test_versions_are_the_published_ones():
         assert not notes
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.04), ("l2", 0.12)])
+_L2 = pytest.param("l2", 0.12, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.04), _L2])
 def test_a_cascade_fells_what_any_of_its_attacks_fells(mlp_problem, norm, eps):
     model, x, y = mlp_problem(batch=24)
     record = short(eps, norm).run(model, x, y, key=KEY)
