@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -28,6 +28,17 @@ from memdef_jax.training import (
     shard,
     train,
 )
+
+
+class Settings(Protocol):
+    """What the configuration of every training has; see `Trainer`."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def compute_dtype(self) -> ComputeDtype | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,20 @@ class Trainer:
     reporter: Reporter
     compute_dtype: ComputeDtype | None = None
     scan: bool | None = None
+
+    @classmethod
+    def configured(
+        cls,
+        config: Settings,
+        split: data.Split,
+        folder: pathlib.Path,
+        mesh: Mesh,
+        backend: str,
+        reporter: Reporter,
+    ) -> Trainer:
+        """With what every configuration of a training says of it."""
+        saved, dtype = config.save_every, config.compute_dtype
+        return cls(split, folder, config.seed, saved, mesh, backend, reporter, dtype)
 
     def key(self, purpose: int) -> jax.Array:
         """A typed key of this run for one purpose."""

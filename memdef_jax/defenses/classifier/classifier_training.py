@@ -181,16 +181,7 @@ def fit(
         check_places(config.batch_size, config.training.clean_share, mesh.devices.size)
     describe = store.run_description("classifier", dataset, config, config.variants)
     open_run(folder, describe, _space_needed(specs))
-    trainer = Trainer(
-        split,
-        folder,
-        config.seed,
-        config.save_every,
-        mesh,
-        backend,
-        reporter or Silent(),
-        config.compute_dtype,
-    )
+    trainer = Trainer.configured(config, split, folder, mesh, backend, reporter or Silent())
     defenses, record = {}, {}
     for name, spec in specs.items():
         variables = jax.device_get(_train(config, name, spec, trainer, held_out))

@@ -262,14 +262,5 @@ def begin(
         data.steps_per_epoch(images, size)
     described = description(store.run_description(kind, dataset, config, config.variants))
     open_run(folder, described, attacks * 4 * attacked.images.size + 400_000_000)
-    trainer = Trainer(
-        split,
-        folder,
-        config.seed,
-        config.save_every,
-        mesh,
-        backend,
-        reporter or Silent(),
-        config.compute_dtype,
-    )
+    trainer = Trainer.configured(config, split, folder, mesh, backend, reporter or Silent())
     return Stages(spec, trainer, config.classifier, config.examples, config.denoiser)

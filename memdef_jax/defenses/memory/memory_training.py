@@ -117,8 +117,7 @@ def fit(
     names = tuple(dict.fromkeys(("benign", config.selector.recipe)))
     describe = run_description("memory_defense", dataset, config, names)
     open_run(folder, describe, _space_needed(config, spec, split))
-    every, dtype = config.save_every, config.compute_dtype
-    trainer = Trainer(split, folder, config.seed, every, mesh, backend, reporter, dtype)
+    trainer = Trainer.configured(config, split, folder, mesh, backend, reporter)
     training = _Training(config, spec, trainer)
     selectors = {"benign": training.benign_selector()}
     if config.selector.recipe == "offline":

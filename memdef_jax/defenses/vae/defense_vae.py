@@ -150,16 +150,7 @@ def begin(
     stored = 0 if config.mixture.streamed else config.mixture.per_image * 4 * attacked.images.size
     describe = store.run_description(kind, dataset, config, config.variants)
     open_run(folder, describe, stored + 400_000_000)
-    trainer = Trainer(
-        split,
-        folder,
-        config.seed,
-        config.save_every,
-        mesh,
-        backend,
-        reporter or Silent(),
-        config.compute_dtype,
-    )
+    trainer = Trainer.configured(config, split, folder, mesh, backend, reporter or Silent())
     return Stages(spec, trainer, config.classifier, config.vae, config.mixture)
 
 
