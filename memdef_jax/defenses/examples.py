@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,7 +15,7 @@ from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split, to_float
-from memdef_jax.training import Reporter
+from memdef_jax.training import Gathered, Reporter
 from memdef_jax.training.checkpoints import read_tree, write_tree
 
 PART = 1000
@@ -83,36 +83,63 @@ def adversarial_examples(
 
 
 def paired_batches(
-    made: Sequence[np.ndarray],
+    adversarial: np.ndarray,
     split: Split,
     batch_size: int,
     seed: int,
     rows: slice = slice(None),
-) -> Callable[[int], dict[str, np.ndarray]]:
+) -> Gathered:
     """Batches by global step: clean "image" uint8, "label", and "adversarial" float32.
 
     An epoch shows every adversarial image once.
 
     Args:
-      made: adversarial images float32 [N, H, W, C], each in the order of the split.
-      split: their clean images.
+      adversarial: images float32 [K * N, H, W, C], those of the split again and again in its order.
+      split: the clean images, N.
       batch_size: pairs in a global batch.
       seed: of the order.
       rows: of the global batch that are wanted.
     """
-    total = len(made) * len(split)
 
-    def batch(step: int) -> dict[str, np.ndarray]:
-        pair = data.batch_indices(total, step, batch_size, seed)[rows]
-        which, image = np.divmod(pair, len(split))
-        adversarial = np.stack([made[w][i] for w, i in zip(which, image)])
-        return {
-            "image": split.images[image],
-            "label": split.labels[image],
-            "adversarial": adversarial,
-        }
+    def indices(step: int) -> dict[str, np.ndarray]:
+        pair = data.batch_indices(len(adversarial), step, batch_size, seed)[rows]
+        return {"image": pair % len(split), "label": pair % len(split), "adversarial": pair}
 
-    return batch
+    arrays = {"image": split.images, "label": split.labels, "adversarial": adversarial}
+    return Gathered(arrays, indices)
+
+
+def mixed_batches(
+    split: Split,
+    adversarial: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    seeds: tuple[int, int],
+    rows: slice = slice(None),
+) -> Gathered:
+    """Batches by global step that alternate benign and adversarial samples, 1:1, as float32.
+
+    Args:
+      split: benign images.
+      adversarial: images float32 [M, H, W, C].
+      labels: theirs, int32 [M].
+      batch_size: global, even.
+      seeds: of the benign images' order and of the adversarial ones'.
+      rows: of the global batch that are wanted.
+    """
+    wanted = np.arange(batch_size)[rows]
+
+    def indices(step: int) -> dict[str, np.ndarray]:
+        sizes = (len(split), len(labels))
+        benign, attacked = (
+            data.batch_indices(size, step, batch_size // 2, seed)[wanted // 2]
+            for size, seed in zip(sizes, seeds)
+        )
+        index = np.where(wanted % 2 == 0, benign, len(split) + attacked)
+        return {"image": index, "label": index}
+
+    images = np.concatenate([to_float(split.images), adversarial])
+    return Gathered({"image": images, "label": np.concatenate([split.labels, labels])}, indices)
 
 
 def _read(path: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray] | None:

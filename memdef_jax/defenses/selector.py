@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
-import numpy as np
 import optax
 
 from memdef_jax.attacks import PGD
@@ -116,33 +114,3 @@ def adam(
     rate = optax.cosine_decay_schedule(learning_rate, max(steps, 1)) if cosine else learning_rate
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
     return optax.chain(decay, optax.adam(rate))
-
-
-# The images and labels at some places of the half batch of a global step.
-Half = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def mixed_batches(
-    benign: Half, adversarial: Half, batch_size: int, rows: slice = slice(None)
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """Batches that alternate benign and adversarial samples, 1:1, as float32.
-
-    Args:
-      benign: its images are uint8.
-      adversarial: its images are float32.
-      batch_size: global, even.
-      rows: of the global batch that are wanted.
-    """
-    wanted = np.arange(batch_size)[rows]
-    clean = wanted % 2 == 0
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        x, y = benign(step, wanted[clean] // 2)
-        x_adv, y_adv = adversarial(step, wanted[~clean] // 2)
-        images = np.empty((len(wanted), *x.shape[1:]), np.float32)
-        labels = np.empty(len(wanted), y.dtype)
-        images[clean], images[~clean] = x.astype(np.float32) / 255, x_adv
-        labels[clean], labels[~clean] = y, y_adv
-        return {"image": images, "label": labels}
-
-    return batch

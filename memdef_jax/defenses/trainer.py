@@ -142,8 +142,9 @@ class Trainer:
         """Shuffled batches of the training images by global step, this process's rows of them."""
         seed, rows = self.seed * 10 + purpose, self.rows(batch_size)
 
-        def indices(step: int) -> np.ndarray:
-            return data.batch_indices(len(self.split), step, batch_size, seed)[rows]
+        def indices(step: int) -> dict[str, np.ndarray]:
+            index = data.batch_indices(len(self.split), step, batch_size, seed)[rows]
+            return {"image": index, "label": index}
 
         return Gathered({"image": self.split.images, "label": self.split.labels}, indices)
 

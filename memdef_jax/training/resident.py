@@ -21,7 +21,7 @@ from memdef_jax import processes
 from memdef_jax.training.state import AXIS, Metrics, Step, TrainState, replicate
 
 LENGTH = 32  # steps of one program: enough to hide its dispatch, and SIGTERM need not wait long
-LARGEST = 2 << 30  # bytes of data that every device holds; larger data stays on the host
+LARGEST = 4 << 30  # bytes of data that every device holds; larger data stays on the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Gathered:
     """Batches that are rows of arrays; called with a global step it gathers them on the host.
 
     Attributes:
-      arrays: by name [N, ...], on the host.
-      indices: the rows int [B] of a global step's batch, of this process's share alone.
+      arrays: by name [N, ...], on the host; N may differ.
+      indices: by the same names the rows int [B] of a global step's batch, of this process's share
+        alone.
     """
 
     arrays: Mapping[str, np.ndarray]
-    indices: Callable[[int], np.ndarray]
+    indices: Callable[[int], Mapping[str, np.ndarray]]
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        index = self.indices(step)
-        return {name: array[index] for name, array in self.arrays.items()}
+        return {name: self.arrays[name][index] for name, index in self.indices(step).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Scan:
 
         The old state's buffers are reused.
         """
-        rows = np.stack([self.batches.indices(done + more) for more in range(self.length)])
+        steps = [self.batches.indices(done + more) for more in range(self.length)]
+        rows = jax.tree.map(lambda *of_steps: np.stack(of_steps), *map(dict, steps))
         split = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
         return self._run(state, self._data, jax.device_put(rows, split), key)
 
@@ -73,11 +74,11 @@ class Scan:
     @functools.cached_property
     def _run(self) -> Callable[..., tuple[TrainState, Metrics]]:
         def run(
-            state: TrainState, data: Any, rows: jax.Array, key: jax.Array
+            state: TrainState, data: Any, rows: Any, key: jax.Array
         ) -> tuple[TrainState, Metrics]:
-            def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-                taken = functools.partial(jnp.take, indices=index, axis=0, mode="clip")
-                return self.step(state, jax.tree.map(taken, data), key)
+            def one(state: TrainState, index: Any) -> tuple[TrainState, Metrics]:
+                taken = functools.partial(jnp.take, axis=0, mode="clip")
+                return self.step(state, jax.tree.map(taken, data, index), key)
 
             return lax.scan(one, state, rows)
 

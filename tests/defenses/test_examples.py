@@ -93,3 +93,22 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(model, split, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         make(model, split, tmp_path / "file")
+
+
+def test_mixed_batches_alternate_benign_and_adversarial_samples_in_one_scale(split):
+    found = np.float32([0.25, 0.5, 0.75])[:, None, None, None] * np.ones((3, 3, 1), np.float32)
+    labels = np.array([5, 6, 7], np.int32)
+    batches = examples.mixed_batches(split, found, labels, 6, seeds=(1, 2))
+    for step in range(3):
+        batch = batches(step)
+        assert batch["image"].dtype == np.float32
+        shown = batch["image"][:, 0, 0, 0]
+        np.testing.assert_array_equal(np.sort(shown[1::2]), [0.25, 0.5, 0.75])
+        np.testing.assert_array_equal(batch["label"][1::2], labels[np.int32(shown[1::2] * 4) - 1])
+        index = data.batch_indices(10, step, 3, seed=1)
+        np.testing.assert_array_equal(batch["image"][::2], data.to_float(split.images[index]))
+        np.testing.assert_array_equal(batch["label"][::2], split.labels[index])
+        for rows in (slice(0, 3), slice(3, 4), slice(1, 2)):  # what some process would make
+            part = examples.mixed_batches(split, found, labels, 6, (1, 2), rows)(step)
+            np.testing.assert_array_equal(part["image"], batch["image"][rows])
+            np.testing.assert_array_equal(part["label"], batch["label"][rows])

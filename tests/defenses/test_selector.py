@@ -11,7 +11,7 @@ from memdef_jax.attacks import PGD
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import PRESETS, SelectorConfig, preset
 from memdef_jax.defenses.adversarial_training import adversarial_places, check_places
-from memdef_jax.defenses.selector import adam, mixed_batches, selector_loss
+from memdef_jax.defenses.selector import adam, selector_loss
 from memdef_jax.nn import SmallCNN
 from memdef_jax.training import AXIS
 
@@ -93,23 +93,6 @@ def test_the_in_loop_loss_is_that_of_a_batch_attacked_at_its_places(defense, ima
     np.testing.assert_allclose(loss, cross_entropy(model(attacked), np.asarray(y)), rtol=1e-5)
     clean = cross_entropy(model(x), np.asarray(y))
     assert loss > clean  # it was attacked, not helped
-
-
-def test_mixed_batches_alternate_benign_and_adversarial_samples_in_one_scale():
-    benign = (np.full((2, 1, 1, 1), 255, np.uint8), np.array([1, 2], np.int32))
-    adversarial = (np.full((2, 1, 1, 1), 0.5, np.float32), np.array([3, 4], np.int32))
-    halves = [
-        lambda step, places, half=half: tuple(part[places] for part in half)
-        for half in (benign, adversarial)
-    ]
-    batch = mixed_batches(*halves, 4)(0)
-    np.testing.assert_array_equal(batch["image"].ravel(), np.float32([1.0, 0.5, 1.0, 0.5]))
-    assert batch["image"].dtype == np.float32
-    np.testing.assert_array_equal(batch["label"], [1, 3, 2, 4])
-    for rows in (slice(0, 3), slice(3, 4), slice(1, 2)):  # what some process would make
-        part = mixed_batches(*halves, 4, rows)(0)
-        np.testing.assert_array_equal(part["image"], batch["image"][rows])
-        np.testing.assert_array_equal(part["label"], batch["label"][rows])
 
 
 @pytest.mark.parametrize("cosine", [True, False])

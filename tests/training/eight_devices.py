@@ -90,7 +90,9 @@ def scanned(train):
     mesh, optimizer = make_mesh(8), optax.sgd(rate)
     batches = Gathered(
         {"image": train.images, "label": train.labels},
-        lambda number: data.batch_indices(len(train), number, BATCH, 0),
+        lambda number: dict.fromkeys(
+            ("image", "label"), data.batch_indices(len(train), number, BATCH, 0)
+        ),
     )
     scan = Scan(make_step(loss_fn, optimizer), batches, mesh, STEPS)
     state = replicate(TrainState.create(variables, optimizer), mesh)

@@ -44,7 +44,13 @@ def loss_fn(params, batch_stats, batch, keys):
 def batches():
     rng = np.random.default_rng(0)
     arrays = {"x": rng.integers(0, 256, (40, 3), np.uint8), "y": np.float32(rng.normal(size=40))}
-    return Gathered(arrays, lambda step: np.random.default_rng(step).integers(0, 40, BATCH))
+
+    def indices(step):
+        """Of the labels' order the other way round: every array has rows of its own."""
+        index = np.random.default_rng(step).integers(0, 40, BATCH)
+        return {"x": index, "y": 39 - index}
+
+    return Gathered(arrays, indices)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +123,8 @@ def test_what_is_not_finite_stops_at_its_own_step_and_is_never_saved(
     poisoned["x"] = np.append(batches.arrays["x"], [[0, 0, 0]], axis=0).astype(np.uint8)
 
     def indices(step):
-        return np.full(BATCH, 40) if step == 9 else batches.indices(step)
+        bad = np.full(BATCH, 40)
+        return {"x": bad, "y": bad} if step == 9 else batches.indices(step)
 
     with pytest.raises(TrainingDiverged, match=r"at step 10; .*that of step 7 is kept"):
         run("poisoned", scan=dataclasses.replace(programs[2], batches=Gathered(poisoned, indices)))

@@ -178,8 +178,9 @@ class Stages:
             found = adversarial_examples(attack, fooled, split, key, part, trainer.reporter)
             made.append(found[0])
         size = self.denoiser.batch_size
-        batch = paired_batches(made, split, size, trainer.seed * 10 + 4, trainer.rows(size))
-        return batch, data.steps_per_epoch(len(made) * len(split), size)
+        images, rows = np.concatenate(made), trainer.rows(size)
+        batch = paired_batches(images, split, size, trainer.seed * 10 + 4, rows)
+        return batch, data.steps_per_epoch(len(images), size)
 
     def train(
         self,

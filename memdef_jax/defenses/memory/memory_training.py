@@ -7,7 +7,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from memdef_jax import data
@@ -16,10 +15,10 @@ from memdef_jax.data import Dataset
 from memdef_jax.defenses import store
 from memdef_jax.defenses.adversarial_training import check_places
 from memdef_jax.defenses.classifier.classifier_defense import ClassifierDefense
-from memdef_jax.defenses.examples import adversarial_examples
+from memdef_jax.defenses.examples import adversarial_examples, mixed_batches
 from memdef_jax.defenses.memory.memory_defense import MemoryDefense, MemoryDefenseSpec
 from memdef_jax.defenses.memory.stack import StackConfig, empty_slot, stack_loss
-from memdef_jax.defenses.selector import SelectorConfig, adam, mixed_batches, selector_loss
+from memdef_jax.defenses.selector import SelectorConfig, adam, selector_loss
 from memdef_jax.defenses.store import run_description
 from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.nn import Bound
@@ -185,16 +184,8 @@ class _Training:
                 f"{len(images)} examples that fool the benign classifier; "
                 "use a smaller one, a larger eps, or successful_only=False."
             )
-        seed, split = trainer.seed * 10, trainer.split
-
-        def adversarial(step: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            index = data.batch_indices(len(images), step, half, seed + 4)[places]
-            return images[index], labels[index]
-
-        def benign_half(step: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            index = data.batch_indices(len(split), step, half, seed + 5)[places]
-            return split.images[index], split.labels[index]
-
+        seeds = (trainer.seed * 10 + 5, trainer.seed * 10 + 4)
+        rows = trainer.rows(settings.batch_size)
         trained = self.spec.classifier_a(AXIS)
         fresh = self.spec.init_selector(trainer.key(103))
         steps = settings.epochs * data.steps_per_epoch(len(trainer.split), half)
@@ -204,9 +195,7 @@ class _Training:
             selector_loss(trained, settings, in_loop=False),
             jax.device_get(benign) if settings.warm_start else fresh,
             adam(settings.learning_rate, steps, settings.weight_decay),
-            mixed_batches(
-                benign_half, adversarial, settings.batch_size, trainer.rows(settings.batch_size)
-            ),
+            mixed_batches(trainer.split, images, labels, settings.batch_size, seeds, rows),
             steps,
             settings.batch_size,
         )

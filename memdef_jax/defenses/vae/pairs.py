@@ -125,11 +125,12 @@ def stored_pairs(
     key: jax.Array,
     folder: pathlib.Path,
     reporter: Reporter,
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Every adversarial image of a mixture, made once and kept in the folder.
 
     Returns:
-      `mixture.per_image` arrays float32 [N, H, W, C], each in the order of the split.
+      Images float32 [K * N, H, W, C] with K = `mixture.per_image`, those of each attack and level
+      in the order of the split.
 
     Raises:
       InputError: when the folder cannot be written.
@@ -144,7 +145,7 @@ def stored_pairs(
             own = jax.random.fold_in(key, NAMES.index(name) + len(NAMES) * turn)
             part = folder / f"{name}_{turn}"
             made.append(adversarial_examples(attack, logits_fn, split, own, part, reporter)[0])
-    return made
+    return np.concatenate(made)
 
 
 def attacked_batch(

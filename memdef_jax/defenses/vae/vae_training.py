@@ -67,7 +67,7 @@ class Stages:
         )
         return lambda size: (
             paired_batches(made, split, size, trainer.seed * 10 + 3, trainer.rows(size)),
-            data.steps_per_epoch(len(made) * len(split), size),
+            data.steps_per_epoch(len(made), size),
         )
 
     def purifier(

@@ -26,19 +26,11 @@ from memdef_jax.defenses import (
     preset,
 )
 from memdef_jax.defenses.selector import Recipe, adam, selector_loss
+from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.evaluation.papers.tables import TARGET
 from memdef_jax.files import cannot_write
 from memdef_jax.nn import Bound, ClassifierB
-from memdef_jax.training import (
-    Reporter,
-    Stage,
-    TrainingDiverged,
-    TrainState,
-    make_mesh,
-    make_step,
-    shard,
-    train,
-)
+from memdef_jax.training import Reporter, Silent, TrainingDiverged, make_mesh
 from memdef_jax.training.run import open_run, read_run
 
 
@@ -169,28 +161,22 @@ def fit_target(
         ClassifierB(len(dataset.info.class_names), dropout_rate=0.0),
         data.subset(dataset.train, config.train_size),
     )
+    trainer = Trainer.configured(
+        config, split, folder, make_mesh(), "shard_map", reporter or Silent()
+    )
+    start = jax.jit(module.init)(trainer.key(1), np.zeros((1, *shape), np.float32))
     info = {"dataset": dataset.info.name, "fingerprint": dataset.info.fingerprint}
     open_run(folder, {"kind": TARGET, **info, "config": dataclasses.asdict(config)})
     steps = settings.epochs * data.steps_per_epoch(len(split), settings.batch_size)
-    optimizer = adam(settings.learning_rate, steps, settings.weight_decay, settings.cosine)
-    loss = selector_loss(module, SelectorConfig(augmentation=settings.augmentation), in_loop=False)
-    mesh = make_mesh()
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        image, label = data.train_batch(split, step, settings.batch_size, config.seed)
-        return {"image": image, "label": label}
-
-    stage = Stage(
-        name=TARGET,
-        step=shard(make_step(loss, optimizer), mesh),
-        batch=batch,
-        total_steps=steps,
-        batch_size=settings.batch_size,
-        save_every=config.save_every,
+    trained = trainer.run(
+        TARGET,
+        0,
+        selector_loss(module, SelectorConfig(augmentation=settings.augmentation), in_loop=False),
+        {"params": start["params"], "batch_stats": {}},
+        adam(settings.learning_rate, steps, settings.weight_decay, settings.cosine),
+        trainer.benign_batches(settings.batch_size, 0),
+        steps,
+        settings.batch_size,
     )
-    keys = jax.random.split(jax.random.key(config.seed))
-    params = jax.jit(module.init)(keys[0], np.zeros((1, *shape), np.float32))["params"]
-    state = TrainState.create({"params": params, "batch_stats": {}}, optimizer)
-    state = train(stage, state, keys[1], folder / "stage", mesh, reporter)
-    bound = Bound(module, jax.device_get({"params": state.variables["params"]}))
+    bound = Bound(module, jax.device_get({"params": trained["params"]}))
     return PlainDefense.of(bound, shape, undefended=bound)

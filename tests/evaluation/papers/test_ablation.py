@@ -183,7 +183,7 @@ def test_the_target_classifier_is_classifier_b_on_plain_images(trained, rows, di
 
 def test_the_same_command_makes_nothing_anew(trained, start, arguments, rows, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    kept = [*trained.glob("*/robustness.jsonl"), *trained.glob("*/s*/metrics.jsonl")]
+    kept = [*trained.glob("*/robustness.jsonl"), *trained.glob("*/*/metrics.jsonl")]
     before = {path: path.read_bytes() for path in kept}
     assert len(before) == 3 + 5
     start(*arguments)
