@@ -4,8 +4,9 @@
     python -m eval.reproduce --paper feature_denoiser --run runs/fmd --preset paper --count 0
 
 Runs the commands that eval.paper_tables prints, each in a process of its own whose output goes to
-DIR/reproduce/<row>.log. The same command again goes on where it was stopped; a row that fails is
-said, and the others go on. The tables are printed by eval.paper_tables.
+DIR/reproduce/<row>.log. Rows that differ in their training attacks alone share one classifier. The
+same command again goes on where it was stopped; a row that fails is said, and the others go on. The
+tables are printed by eval.paper_tables.
 """
 
 from __future__ import annotations

@@ -41,11 +41,13 @@ class Run(Preset):
       run: folder of this run; the same command again goes on where it was stopped.
       devices: how many to use; all by default.
       backend: what spreads a step over them.
+      like: a run of the same program; of it is copied what would be trained alike.
     """
 
     run: pathlib.Path
     devices: int | None = None
     backend: Literal["shard_map", "pmap"] = "shard_map"
+    like: pathlib.Path | None = None
 
 
 def main(kind: str, config_type: type) -> None:
@@ -75,9 +77,13 @@ def main(kind: str, config_type: type) -> None:
     )
     whole.__doc__ = Run.__doc__
     arguments = tyro.cli(whole, default=whole(run=tyro.MISSING, config=config, **vars(chosen)))
-    mesh, backend = training.make_mesh(arguments.devices), arguments.backend
-    reporter = console.ConsoleReporter()
     defenses.fit(
-        arguments.config, dataset, arguments.run, mesh=mesh, backend=backend, reporter=reporter
+        arguments.config,
+        dataset,
+        arguments.run,
+        mesh=training.make_mesh(arguments.devices),
+        backend=arguments.backend,
+        reporter=console.ConsoleReporter(),
+        like=arguments.like,
     )
     print(f"trained; now: python -m eval.robustness --run {arguments.run}")

@@ -11,6 +11,7 @@ from memdef_jax.data import Dataset
 from memdef_jax.defenses.classifier import classifier_training
 from memdef_jax.defenses.denoiser import feature_denoiser, hgd
 from memdef_jax.defenses.memory import memory_training
+from memdef_jax.defenses.sharing import take_over
 from memdef_jax.defenses.vae import defense_vae, mad_vae
 from memdef_jax.locks import locked
 from memdef_jax.training import Reporter, Silent
@@ -41,6 +42,7 @@ def fit(
     mesh: Mesh | None = None,
     backend: str = "shard_map",
     reporter: Reporter | None = None,
+    like: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Train, or go on training, and save the defenses under `folder/defenses/<name>`.
 
@@ -51,6 +53,8 @@ def fit(
       mesh: devices, all of them by default.
       backend: "shard_map" or "pmap".
       reporter: told of progress.
+      like: folder of a run from which parts that would be trained alike are copied, see
+        `sharing.take_over`.
 
     Returns:
       Defenses by name: of a Memory Defense its selectors, of the others their variants.
@@ -59,6 +63,8 @@ def fit(
       InputError: before any work, when something does not fit or another process works in the
         folder; `TrainingDiverged` later.
     """
-    train = _FITS[type(config)]
-    with locked(folder, (reporter or Silent()).note):
+    train, reporter = _FITS[type(config)], reporter or Silent()
+    with locked(folder, reporter.note):
+        if like:
+            take_over(like, folder, config, dataset, reporter)
         return train(config, dataset, folder, mesh=mesh, backend=backend, reporter=reporter)

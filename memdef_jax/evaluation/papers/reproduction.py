@@ -110,7 +110,7 @@ def work_off(rows: Sequence[Blank], logs: pathlib.Path, say: Callable[[str], Non
         for command in row.commands:
             started = time.perf_counter()
             say(f"row {place + 1} of {len(rows)}, {name}: {command[1]} ...")
-            status = _run(command, log)
+            status = _run((*command, *_taken_over(row, command)), log)
             if status:
                 failed.append(name)
                 say(f"  failed with status {status}: {_last_line(log)} (all of it: {log})")
@@ -119,6 +119,12 @@ def work_off(rows: Sequence[Blank], logs: pathlib.Path, say: Callable[[str], Non
         left = (time.perf_counter() - began) / (place + 1) * (len(rows) - place - 1)
         say(f"  about {left / 60:.0f} minutes left")
     return failed
+
+
+def _taken_over(row: Blank, command: Sequence[str]) -> tuple[str, ...]:
+    """How a training is told of another row's run, if that is there by now."""
+    there = row.like and (row.like / "run.json").is_file()
+    return ("--like", str(row.like)) if there and command[1].startswith("train.") else ()
 
 
 def _run(command: Sequence[str], log: pathlib.Path) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -26,9 +25,9 @@ from memdef_jax.defenses import (
     preset,
 )
 from memdef_jax.defenses.selector import Recipe, adam, selector_loss
+from memdef_jax.defenses.sharing import SELECTORS, copy_parts
 from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.evaluation.papers.tables import TARGET
-from memdef_jax.files import cannot_write
 from memdef_jax.nn import Bound, ClassifierB
 from memdef_jax.training import Reporter, Silent, TrainingDiverged, make_mesh
 from memdef_jax.training.run import open_run, read_run
@@ -115,7 +114,8 @@ def fit_variants(
     first: pathlib.Path | None = None
     for name, own in configs.items():
         if first is not None:
-            _begin_with_selectors(first, folder / name, own)
+            open_run(folder / name, {**read_run(first), "config": dataclasses.asdict(own)})
+            copy_parts(first, folder / name, SELECTORS)
         first = first or folder / name
         try:
             trained = fit(own, dataset, folder / name, reporter=reporter)
@@ -123,24 +123,6 @@ def fit_variants(
             yield Variant(name, folder / name, own, {}, str(stopped))
         else:
             yield Variant(name, folder / name, own, trained)
-
-
-def _begin_with_selectors(
-    trained: pathlib.Path, folder: pathlib.Path, config: MemoryDefenseConfig
-) -> None:
-    """Begin a run that differs from a trained one in its stack, with what that one has of A."""
-    open_run(folder, {**read_run(trained), "config": dataclasses.asdict(config)})
-    parts = [p for p in trained.iterdir() if p.name.startswith("selector_")]
-    for part in [*parts, trained / "examples"]:
-        target, copy = folder / part.name, folder / f".copying-{part.name}"
-        if target.exists() or not part.exists():
-            continue
-        try:
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(part, copy, ignore=shutil.ignore_patterns("tensorboard"))
-            copy.rename(target)
-        except OSError as error:
-            raise cannot_write(target, error) from error
 
 
 def fit_target(

@@ -29,11 +29,13 @@ class Blank:
       folder: of that run, which may not be there yet.
       commands: arguments for Python that train and measure it, in their order: "-m", the program,
         and what it takes.
+      like: folder of a run that has its classifier, if it is there when this one is trained.
     """
 
     row: Row
     folder: pathlib.Path
     commands: tuple[Command, ...]
+    like: pathlib.Path | None = None
 
     def __str__(self) -> str:
         """One line for a shell."""
@@ -68,7 +70,13 @@ def blanks(
         ]
         if blank:
             found.append(_blank(folder, paper, row, source, blank))
-    return found
+    folders = {blank.row: blank.folder for blank in found}
+    folders |= {row: source.folder for row, source in measured.items()}
+    usual = [(blank, blank.row._replace(trained=USUAL)) for blank in found]
+    return [
+        blank if blank.row == row else dataclasses.replace(blank, like=folders.get(row))
+        for blank, row in usual
+    ]
 
 
 def untrained(source: Source, compared: Sequence[VAECompared]) -> list[str]:

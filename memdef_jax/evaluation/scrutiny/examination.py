@@ -16,6 +16,7 @@ import numpy as np
 
 from memdef_jax import processes
 from memdef_jax.attacks import PGD
+from memdef_jax.compiled import forget_programs
 from memdef_jax.data import Dataset, Split, subset, to_float
 from memdef_jax.defenses import Defense
 from memdef_jax.evaluation.batching import in_batches
@@ -85,17 +86,6 @@ def examine(
       "checks" and "detection" by name, "transfer" between the defenses, and "latent", the last
       defense's latent space in two dimensions, None where there is none.
     """
-    return processes.by_one(lambda: _examined(folder, defenses, dataset, found, settings, reporter))
-
-
-def _examined(
-    folder: pathlib.Path,
-    defenses: Mapping[str, Defense],
-    dataset: Dataset,
-    found: Sequence[Record],
-    settings: Examination,
-    reporter: Reporter,
-) -> dict[str, Any]:
     room = _Room(defenses, dataset, settings)
     parts: dict[str, Callable[[], Any]]
     parts = {f"checks {name}": partial(room.checks, name) for name in defenses}
@@ -108,13 +98,19 @@ def _examined(
         json.dumps([dataset.info.fingerprint, sorted(defenses), repr(settings)]).encode()
     ).hexdigest()[:16]
     path = folder / FILE
-    done = _read(path, digest)
-    reporter.start("examination", len(done), len(parts), 1)
-    for name, measure in parts.items():
-        if name not in done:
-            done[name] = measure()
-            write_atomic(path, json.dumps({"digest": digest, "parts": done}, indent=1))
-            reporter.update(len(done), {})
+
+    def finished() -> dict[str, Any]:
+        done = _read(path, digest)
+        reporter.start("examination", len(done), len(parts), 1)
+        for name, measure in parts.items():
+            if name not in done:
+                done[name] = measure()
+                write_atomic(path, json.dumps({"digest": digest, "parts": done}, indent=1))
+                reporter.update(len(done), {})
+                forget_programs()
+        return done
+
+    done = processes.by_one(finished)
     return {
         "checks": {n: [*done[f"checks {n}"], _adaptive(found, n)] for n in defenses},
         "detection": {n: done[f"detection {n}"] for n in scored},

@@ -108,6 +108,17 @@ def test_a_training_stopped_anywhere_ends_alike(trained, digits, tmp_path):
         assert same(defense.variables, trained[1][name].variables), name
 
 
+def test_with_the_classifier_and_examples_of_another_run_it_ends_alike(trained, digits, tmp_path):
+    fewer = dataclasses.replace(MIXTURE, attacks=("cw",))
+    config = dataclasses.replace(TINY, mixture=fewer, variants=("vae",))
+    alone = fit(config, digits, tmp_path / "alone")["vae"]
+    with pytest.raises(Interrupted):  # nothing of these is made anew
+        fit(config, digits, tmp_path / "run", like=trained[0], reporter=Stopping("vae"))
+    both = tmp_path / "run"
+    assert sorted(p.name for p in (both / "examples").iterdir()) == ["cw_0"]
+    assert same(fit(config, digits, both)["vae"].variables, alone.variables)
+
+
 def test_pairs_can_be_made_in_the_step(digits, tmp_path):
     mixture = dataclasses.replace(MIXTURE, streamed=True)
     config = dataclasses.replace(TINY, mixture=mixture, variants=("e2e_scratch",))

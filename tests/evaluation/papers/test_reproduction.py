@@ -9,6 +9,7 @@ import time
 import pytest
 
 from memdef_jax.checks import InputError
+from memdef_jax.evaluation.papers import reproduction
 from memdef_jax.evaluation.papers.published_vae import Row
 from memdef_jax.evaluation.papers.reproduction import Options, plan, work_off
 from memdef_jax.evaluation.papers.vae_blanks import Blank
@@ -48,6 +49,23 @@ def test_rows_that_only_compare_training_attacks_leave_end_to_end_training_out(t
 def test_what_cannot_be_planned_is_one_sentence(tmp_path, datasets, changes, message):
     with pytest.raises(InputError, match=message):
         plan(tmp_path, "defense_vae", None, datasets, Options(**changes))
+
+
+def test_a_row_takes_the_classifier_of_the_usual_one_where_that_is_trained(tmp_path, monkeypatch):
+    rows = plan(tmp_path, "defense_vae", (2,), ("fashion_mnist",), Options())
+    own = {row.folder.name: row for row in rows}
+    assert own["fashion_mnist-a"].like is None
+    assert own["fashion_mnist-a-fgsm-rfgsm"].like == tmp_path / "fashion_mnist-a"
+
+    told = []
+    monkeypatch.setattr(reproduction, "_run", lambda command, log: told.append(command) or 0)
+    for _ in range(2):
+        work_off([own["fashion_mnist-a-fgsm-rfgsm"]], tmp_path / "logs", print)
+        own["fashion_mnist-a"].folder.mkdir(exist_ok=True)
+        (own["fashion_mnist-a"].folder / "run.json").touch()
+    without, sweep, with_it, again = told
+    assert with_it == (*without, "--like", str(tmp_path / "fashion_mnist-a"))
+    assert sweep == again
 
 
 def test_a_row_that_fails_is_said_and_the_others_go_on(tmp_path):
