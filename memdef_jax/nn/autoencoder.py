@@ -12,7 +12,7 @@ from memdef_jax.checks import InputError
 from memdef_jax.nn import memory as mem
 from memdef_jax.nn.layers import Conv, ConvTranspose, batch_norm
 
-_FEW = 32  # images whose slots are read one by one
+_MANY = 4096  # images from which on sorting them by class costs less than it saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,22 +174,22 @@ class MemoryAutoencoder(nn.Module):
     ) -> jax.Array:
         """Images rebuilt from the slots that `labels` choose, with running statistics."""
         z = self.encode(x)
-        if self.rows and self._few(labels):
+        if self.rows and self._reads_own_slots(labels):
             z = mem.read_own_slots(z, self.memory, labels, self.classes, self.scale, self.epsilon)
         elif self.rows:
             weights = self.mask(self.address(z), labels, identity_gradient=identity_gradient)
             z = self.recall(weights)
         return self.decode(z)
 
-    def _few(self, labels: jax.Array) -> bool:
-        """Whether reading the images' own slots one by one gives the same, and is faster."""
+    def _reads_own_slots(self, labels: jax.Array) -> bool:
+        """Whether reading the images' own slots alone gives the same, and is faster."""
         return (
             jax.default_backend() == "cpu"
             and jax.device_count() == 1
             and jnp.issubdtype(labels.dtype, jnp.integer)
             # The size of an exported program's batch is no number.
             and isinstance(labels.shape[0], int)
-            and labels.shape[0] <= _FEW
+            and not mem.FEW < labels.shape[0] < _MANY
             and mem.shrinks_nothing(self.threshold, self.scale, self.rows, self.epsilon)
         )
 

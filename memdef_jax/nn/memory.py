@@ -16,6 +16,8 @@ from jax import lax
 from memdef_jax.checks import InputError
 
 EPSILON = 1e-12
+FEW = 32  # images that `read_own_slots` gives copies of their slots
+BLOCK = 32  # images of one class that it reads together
 
 
 def rows_per_class(rows: int, classes: int) -> int:
@@ -164,8 +166,8 @@ def read_own_slots(
     """What Equations 8 to 11 give with a hard mask where nothing is shrunk, [B, D].
 
     Rows of other classes then only share in the softmax's denominator, which renormalising takes
-    out again, so they are not looked at: for few images that is less work than two products with
-    the whole memory. One image after another, each with a slot that fits a CPU's cache.
+    out again, so they are not looked at. Up to `FEW` images have copies of their slots; more are
+    sorted into blocks of one class, each read by two products with that class's slot.
 
     Args:
       z: [B, D].
@@ -176,12 +178,41 @@ def read_own_slots(
       epsilon: under the norms.
     """
     slots = memory.reshape(classes, -1, memory.shape[-1])
+    lengths, z = _length(slots, epsilon), normalise(z, epsilon)
 
-    def one(image: tuple[jax.Array, jax.Array]) -> jax.Array:
-        rows = lax.dynamic_index_in_dim(slots, image[1], keepdims=False)
-        return address(cosine_logits(image[0], rows, epsilon), scale) @ rows
+    def of_class(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        z, label = block
+        rows = lax.dynamic_index_in_dim(slots, label, keepdims=False)
+        norms = lax.dynamic_index_in_dim(lengths, label, keepdims=False)
+        return address(z @ rows.T / norms, scale) @ rows
 
-    return lax.map(one, (z, labels))
+    if len(z) > FEW:
+        images, owners, place = _blocks(labels, classes)
+        return lax.map(of_class, (z[images], owners)).reshape(-1, z.shape[-1])[place]
+    rows = slots[labels]
+    cosines = jnp.einsum("bd,bsd->bs", z, rows) / lengths[labels]
+    return jnp.einsum("bs,bsd->bd", address(cosines, scale), rows)
+
+
+def _blocks(labels: jax.Array, classes: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images sorted into blocks of one class each, of which some have room left over.
+
+    Returns:
+      The images of every block int [blocks, BLOCK], where there is room some other one; the class
+      of every block int [blocks]; and where each image is, int [B] into the flattened blocks.
+    """
+    count = len(labels)
+    order = jnp.argsort(labels)
+    of_class = jnp.bincount(labels, length=classes)
+    ends = jnp.cumsum(-(-of_class // BLOCK))  # in blocks
+    firsts = ends - -(-of_class // BLOCK)
+    starts = jnp.cumsum(of_class) - of_class  # in images
+    blocks = jnp.arange(-(-count // BLOCK) + classes)
+    owners = jnp.minimum(jnp.searchsorted(ends, blocks, side="right"), classes - 1)
+    within = (blocks - firsts[owners])[:, None] * BLOCK + jnp.arange(BLOCK)
+    images = order[jnp.minimum(starts[owners][:, None] + within, count - 1)]
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(count), unique_indices=True)
+    return images, owners, firsts[labels] * BLOCK + rank - starts[labels]
 
 
 def active_rows(weights: jax.Array) -> jax.Array:

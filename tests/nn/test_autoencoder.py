@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memdef_jax.checks import InputError
-from memdef_jax.nn import MemoryAutoencoder
+from memdef_jax.nn import MemoryAutoencoder, autoencoder
 from memdef_jax.nn.autoencoder import Encoder, architecture
 from memdef_jax.nn.layers import Conv, ConvTranspose
 
@@ -336,3 +336,23 @@ def test_batch_norm_over_a_mesh_axis_sees_the_whole_batch(trained):
             states["batch_stats"],
             state["batch_stats"],
         )
+
+
+@pytest.mark.parametrize(("few", "many"), [(0, 2), (8, 9), (0, 9)])  # sorted, copied, masked
+def test_however_the_slots_are_read_the_images_are_those_of_the_masked_address(
+    few, many, monkeypatch
+):
+    monkeypatch.setattr(autoencoder.mem, "FEW", few)
+    monkeypatch.setattr(autoencoder, "_MANY", many)
+    module = MemoryAutoencoder(FASHION, classes=10, rows=20)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *FASHION)), jnp.zeros(1, int))
+    rng = np.random.default_rng(0)
+    x, labels = jnp.float32(rng.uniform(size=(5, *FASHION))), jnp.array([3, 1, 3, 9, 3])
+
+    def masked(module, x):
+        weights = module.mask(module.address(module.encode(x)), labels)
+        return module.decode(module.recall(weights))
+
+    found = jax.jit(lambda x: module.apply(variables, x, labels, method="reconstruct"))(x)
+    expected = jax.jit(lambda x: module.apply(variables, x, method=masked))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
