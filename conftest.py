@@ -6,7 +6,6 @@ run of the tests.
 """
 
 import os
-import pathlib
 import shutil
 import tempfile
 
@@ -14,6 +13,7 @@ import jax
 import pytest
 
 from memdef_jax import console
+from memdef_jax.compiled import forget_programs
 
 console.prepare_cpu()
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
@@ -28,16 +28,12 @@ if _OWNER:
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-_MAPS = pathlib.Path("/proc/self/maps")
-_MANY = 25_000  # Linux allows a process 65,530, and XLA crashes there
-
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Compiled programs are let go before they take all the memory maps a process may have."""
     yield
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
-        jax.clear_caches()
+    forget_programs()
 
 
 def pytest_unconfigure():

@@ -7,11 +7,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses.classifier import classifier_training
 from memdef_jax.defenses.denoiser import feature_denoiser, hgd
 from memdef_jax.defenses.memory import memory_training
-from memdef_jax.defenses.sharing import take_over
 from memdef_jax.defenses.vae import defense_vae, mad_vae
 from memdef_jax.locks import locked
 from memdef_jax.training import Reporter, Silent
@@ -32,6 +32,7 @@ _FITS: dict[type, Any] = {
     hgd.HGDConfig: hgd.fit,
     classifier_training.RobustClassifierConfig: classifier_training.fit,
 }
+_SHARING = (memory_training.MemoryDefenseConfig, defense_vae.DefenseVAEConfig, mad_vae.MADVAEConfig)
 
 
 def fit(
@@ -53,8 +54,8 @@ def fit(
       mesh: devices, all of them by default.
       backend: "shard_map" or "pmap".
       reporter: told of progress.
-      like: folder of a run from which parts that would be trained alike are copied, see
-        `sharing.take_over`.
+      like: folder of a run of the same kind from which what would be trained alike is copied, see
+        `sharing.take_over`; for Memory Defense, Defense-VAE and MAD-VAE.
 
     Returns:
       Defenses by name: of a Memory Defense its selectors, of the others their variants.
@@ -63,8 +64,9 @@ def fit(
       InputError: before any work, when something does not fit or another process works in the
         folder; `TrainingDiverged` later.
     """
-    train, reporter = _FITS[type(config)], reporter or Silent()
-    with locked(folder, reporter.note):
-        if like:
-            take_over(like, folder, config, dataset, reporter)
-        return train(config, dataset, folder, mesh=mesh, backend=backend, reporter=reporter)
+    train = _FITS[type(config)]
+    more = {"like": like} if like else {}
+    if like and type(config) not in _SHARING:
+        raise InputError(f"nothing can be taken over from {like} by this training; leave it out.")
+    with locked(folder, (reporter or Silent()).note):
+        return train(config, dataset, folder, mesh=mesh, backend=backend, reporter=reporter, **more)

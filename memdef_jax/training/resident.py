@@ -73,12 +73,14 @@ class Scan:
 
     @functools.cached_property
     def _run(self) -> Callable[..., tuple[TrainState, Metrics]]:
+        step = self.step  # without self, which holds the data as long as the program lives
+
         def run(
             state: TrainState, data: Any, rows: Any, key: jax.Array
         ) -> tuple[TrainState, Metrics]:
             def one(state: TrainState, index: Any) -> tuple[TrainState, Metrics]:
                 taken = functools.partial(jnp.take, axis=0, mode="clip")
-                return self.step(state, jax.tree.map(taken, data, index), key)
+                return step(state, jax.tree.map(taken, data, index), key)
 
             return lax.scan(one, state, rows)
 

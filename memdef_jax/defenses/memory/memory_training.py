@@ -19,6 +19,7 @@ from memdef_jax.defenses.examples import adversarial_examples, mixed_batches
 from memdef_jax.defenses.memory.memory_defense import MemoryDefense, MemoryDefenseSpec
 from memdef_jax.defenses.memory.stack import StackConfig, empty_slot, stack_loss
 from memdef_jax.defenses.selector import SelectorConfig, adam, selector_loss
+from memdef_jax.defenses.sharing import take_over
 from memdef_jax.defenses.store import run_description
 from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.nn import Bound
@@ -80,6 +81,7 @@ def fit(
     mesh: Mesh | None = None,
     backend: str = "shard_map",
     reporter: Reporter | None = None,
+    like: pathlib.Path | None = None,
 ) -> dict[str, MemoryDefense]:
     """Train, or go on training, and save the defenses under `folder/defenses/<selector>`.
 
@@ -93,6 +95,7 @@ def fit(
       mesh: devices, all of them by default.
       backend: "shard_map" or "pmap".
       reporter: told of progress.
+      like: folder of a run, see `sharing.take_over`.
 
     Returns:
       Defenses by their selector: "benign", and "offline", "in_loop" or "trained" where that is the
@@ -116,6 +119,8 @@ def fit(
     names = tuple(dict.fromkeys(("benign", config.selector.recipe)))
     describe = run_description("memory_defense", dataset, config, names)
     open_run(folder, describe, _space_needed(config, spec, split))
+    if like:
+        take_over(like, folder, reporter)
     trainer = Trainer.configured(config, split, folder, mesh, backend, reporter)
     training = _Training(config, spec, trainer)
     selectors = {"benign": training.benign_selector()}

@@ -15,6 +15,7 @@ from memdef_jax.attacks.attack import check_number
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses import store
+from memdef_jax.defenses.sharing import take_over
 from memdef_jax.defenses.trainer import Trainer
 from memdef_jax.defenses.vae.pairs import Mixture
 from memdef_jax.defenses.vae.vae_defense import VAEDefense, VAEDefenseSpec
@@ -87,6 +88,7 @@ def fit(
     mesh: Mesh | None = None,
     backend: str = "shard_map",
     reporter: Reporter | None = None,
+    like: pathlib.Path | None = None,
 ) -> dict[str, VAEDefense]:
     """Train, or go on training, and save the variants under `folder/defenses/<variant>`.
 
@@ -97,6 +99,7 @@ def fit(
       mesh: devices, all of them by default.
       backend: "shard_map" or "pmap".
       reporter: told of progress.
+      like: folder of a run, see `sharing.take_over`.
 
     Returns:
       Defenses by variant.
@@ -104,7 +107,7 @@ def fit(
     Raises:
       InputError: before any work, when something does not fit; `TrainingDiverged` later.
     """
-    stages = begin("defense_vae", config, dataset, folder, mesh, backend, reporter)
+    stages = begin("defense_vae", config, dataset, folder, mesh, backend, reporter, like)
     undefended = stages.undefended()
     pairs = stages.pairs(undefended)
     found: dict[str, dict[str, Any]] = {}
@@ -132,6 +135,7 @@ def begin(
     mesh: Mesh | None,
     backend: str,
     reporter: Reporter | None,
+    like: pathlib.Path | None,
 ) -> Stages:
     """Open a run's folder for a defense of one classifier and a VAE; `config` as for `fit`."""
     mesh = mesh or make_mesh()
@@ -150,7 +154,10 @@ def begin(
     stored = 0 if config.mixture.streamed else config.mixture.per_image * 4 * attacked.images.size
     describe = store.run_description(kind, dataset, config, config.variants)
     open_run(folder, describe, stored + 400_000_000)
-    trainer = Trainer.configured(config, split, folder, mesh, backend, reporter or Silent())
+    reporter = reporter or Silent()
+    if like:
+        take_over(like, folder, reporter)
+    trainer = Trainer.configured(config, split, folder, mesh, backend, reporter)
     return Stages(spec, trainer, config.classifier, config.vae, config.mixture)
 
 

@@ -127,12 +127,13 @@ def fit(
     mesh: Mesh | None = None,
     backend: str = "shard_map",
     reporter: Reporter | None = None,
+    like: pathlib.Path | None = None,
 ) -> dict[str, VAEDefense]:
     """Train, or go on training, and save the variants under `folder/defenses/<variant>`.
 
     Arguments, result and errors as for `defense_vae.fit`.
     """
-    stages = begin("mad_vae", config, dataset, folder, mesh, backend, reporter)
+    stages = begin("mad_vae", config, dataset, folder, mesh, backend, reporter, like)
     undefended = stages.undefended()
     pairs = stages.pairs(undefended)
     found = {}

@@ -82,10 +82,10 @@ def plan(
     sources = read_sources(folder, paper) if there else []
     compared = compare(paper, sources, TABLES[paper] if tables is None else tables)
     found = blanks(folder, paper, sources, compared)
+    found = [blank for blank in found if not datasets or blank.row.dataset in datasets]
     return [
         dataclasses.replace(blank, commands=tuple(map(options.complete, blank.commands)))
-        for blank in found
-        if not datasets or blank.row.dataset in datasets
+        for blank in sorted(found, key=lambda blank: blank.like is not None)  # what others share
     ]
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import jax
 import numpy as np
 
-from memdef_jax import data
+from memdef_jax import data, processes
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses import (
@@ -115,7 +116,7 @@ def fit_variants(
     for name, own in configs.items():
         if first is not None:
             open_run(folder / name, {**read_run(first), "config": dataclasses.asdict(own)})
-            copy_parts(first, folder / name, SELECTORS)
+            processes.by_one(partial(copy_parts, first, folder / name, SELECTORS))
         first = first or folder / name
         try:
             trained = fit(own, dataset, folder / name, reporter=reporter)
@@ -148,7 +149,8 @@ def fit_target(
     )
     start = jax.jit(module.init)(trainer.key(1), np.zeros((1, *shape), np.float32))
     info = {"dataset": dataset.info.name, "fingerprint": dataset.info.fingerprint}
-    open_run(folder, {"kind": TARGET, **info, "config": dataclasses.asdict(config)})
+    described = {"kind": TARGET, **info, "config": dataclasses.asdict(config), "stages": [TARGET]}
+    open_run(folder, described)
     steps = settings.epochs * data.steps_per_epoch(len(split), settings.batch_size)
     trained = trainer.run(
         TARGET,

@@ -54,6 +54,7 @@ def test_what_cannot_be_planned_is_one_sentence(tmp_path, datasets, changes, mes
 def test_a_row_takes_the_classifier_of_the_usual_one_where_that_is_trained(tmp_path, monkeypatch):
     rows = plan(tmp_path, "defense_vae", (2,), ("fashion_mnist",), Options())
     own = {row.folder.name: row for row in rows}
+    assert [row.like is None for row in rows] == sorted(row.like is None for row in rows)[::-1]
     assert own["fashion_mnist-a"].like is None
     assert own["fashion_mnist-a-fgsm-rfgsm"].like == tmp_path / "fashion_mnist-a"
 
