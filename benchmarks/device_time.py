@@ -150,7 +150,8 @@ def _device_lines(trace: Any) -> Iterator[list[tuple[str, float, float]]]:
     planes = [p for p in trace.planes if p.name.startswith("/device:")]
     for plane in planes or [p for p in trace.planes if p.name == "/host:CPU"]:
         lines = list(plane.lines)
-        wanted = [s for s in lines if s.name.startswith("Stream") or s.name == "XLA Ops"]
+        streams = [line for line in lines if line.name.startswith("Stream")]
+        wanted = streams or [line for line in lines if line.name == "XLA Ops"]
         for line in wanted if planes else lines:
             events = []
             for event in line.events:
@@ -207,6 +208,9 @@ def measure(options: Options) -> str:
     for stage, seconds in tracing.seconds.items():
         if stage == "rest":
             rows.append([stage, f"{seconds:.1f}", "", "", ""])
+            continue
+        if not tracing.traced.get(stage):  # too short a stage
+            rows.append([stage, f"{seconds:.1f}", f"{tracing.first[stage]:.1f}", "", ""])
             continue
         found = operations(traces / stage)
         total = sum(found.values())

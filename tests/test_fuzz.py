@@ -1,7 +1,7 @@
-"""What comes from an untrusted place is read or refused in one sentence: 12,000 malformed inputs.
+"""What comes from an untrusted place is read or refused in one sentence: 13,000 malformed inputs.
 
 Each begins as a whole file and is harmed a few times: bytes, or the values of its JSON. The seed is
-fixed, so that a failure can be looked at; MEMDEF_JAX_FUZZ=7 is another seed, for another 12,000.
+fixed, so that a failure can be looked at; MEMDEF_JAX_FUZZ=7 is another seed, for another 13,000.
 """
 
 import copy

@@ -41,7 +41,8 @@ class Run(Preset):
       run: folder of this run; the same command again goes on where it was stopped.
       devices: how many to use; all by default.
       backend: what spreads a step over them.
-      like: a run of the same program; of it is copied what would be trained alike.
+      like: a run of the same program, of Memory Defense, Defense-VAE or MAD-VAE; what would be
+        trained alike is copied from it.
     """
 
     run: pathlib.Path

@@ -12,8 +12,6 @@ from memdef_jax.checks import InputError
 from memdef_jax.nn import memory as mem
 from memdef_jax.nn.layers import Conv, ConvTranspose, batch_norm
 
-_MANY = 4096  # images from which on sorting them by class costs less than it saves
-
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -189,7 +187,7 @@ class MemoryAutoencoder(nn.Module):
             and jnp.issubdtype(labels.dtype, jnp.integer)
             # The size of an exported program's batch is no number.
             and isinstance(labels.shape[0], int)
-            and not mem.FEW < labels.shape[0] < _MANY
+            and not mem.FEW < labels.shape[0] < mem.MANY
             and mem.shrinks_nothing(self.threshold, self.scale, self.rows, self.epsilon)
         )
 

@@ -17,6 +17,7 @@ from memdef_jax.checks import InputError
 
 EPSILON = 1e-12
 FEW = 32  # images that `read_own_slots` gives copies of their slots
+MANY = 4096  # images from which on sorting them costs less than reading the whole memory
 BLOCK = 32  # images of one class that it reads together
 
 

@@ -232,7 +232,7 @@ def _is_local(mesh: Mesh) -> bool:
 
 
 def shard(step: Step, mesh: Mesh, backend: str = "shard_map") -> Step:
-    """Run a per-device step over a mesh, jitted, with the old state's buffers reused.
+    """Run a per-device step over a mesh, jitted; `shard_map` reuses the old state's buffers.
 
     Args:
       step: from `make_step`.

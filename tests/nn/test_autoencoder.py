@@ -343,7 +343,7 @@ def test_however_the_slots_are_read_the_images_are_those_of_the_masked_address(
     few, many, monkeypatch
 ):
     monkeypatch.setattr(autoencoder.mem, "FEW", few)
-    monkeypatch.setattr(autoencoder, "_MANY", many)
+    monkeypatch.setattr(autoencoder.mem, "MANY", many)
     module = MemoryAutoencoder(FASHION, classes=10, rows=20)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *FASHION)), jnp.zeros(1, int))
     rng = np.random.default_rng(0)
