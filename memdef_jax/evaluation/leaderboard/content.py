@@ -12,6 +12,11 @@ from memdef_jax.evaluation.leaderboard.significance import LEVEL
 from memdef_jax.evaluation.reports.report import percent
 
 _DOUBTFUL = ("fail", "warn")
+_SEEDS = 3  # fewer say nothing of a memory head, which one seed shows better than its control
+_FEW_SEEDS = (
+    f"A memory head of fewer than {_SEEDS} seeds: nothing is claimed for it over linear_margin, its "
+    "control; train more of both and use --seeds-together."
+)
 
 
 def describe(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -87,6 +92,8 @@ def _doubts(row: Row, checks: Sequence[Mapping[str, Any]]) -> list[str]:
         said.append(f"Not measured: {', '.join(missing)}; the worst case may be lower.")
     if not checks:
         said.append("The evaluation was not examined.")
+    if _is_memory_head(row) and len(row.entries) < _SEEDS:
+        said.append(_FEW_SEEDS)
     whose = {e.run.name: f"{e.run.name}, " if len(row.entries) > 1 else "" for e in row.entries}
     said += [
         f"{whose[check['run']]}{check['title']}: {check['verdict']}; {check['advice']}"
@@ -94,6 +101,11 @@ def _doubts(row: Row, checks: Sequence[Mapping[str, Any]]) -> list[str]:
         if check["verdict"] in _DOUBTFUL
     ]
     return said + [whose[e.run.name] + text for e in row.entries for text in e.failed]
+
+
+def _is_memory_head(row: Row) -> bool:
+    first = row.entries[0]
+    return (first.run.description.get("kind"), first.selector) == ("classifier", "memory")
 
 
 def _verdict(row: Row, place: int) -> str:
@@ -130,6 +142,8 @@ def headline(told: Sequence[Mapping[str, Any]], protocol: Protocol) -> list[str]
                 else f"; {len(compared) - better} these images do not tell apart from it."
             )
         )
+    if _FEW_SEEDS in first["doubts"]:
+        said.append(_FEW_SEEDS)
     failing = sum(any(check["verdict"] == "fail" for check in row["checks"]) for row in told)
     if failing:
         said.append(

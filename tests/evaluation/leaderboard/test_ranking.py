@@ -7,6 +7,7 @@ import pytest
 
 from memdef_jax.checks import InputError
 from memdef_jax.evaluation import wilson_interval
+from memdef_jax.evaluation.leaderboard.content import describe, headline
 from memdef_jax.evaluation.leaderboard.entries import Budget, Entry, Run
 from memdef_jax.evaluation.leaderboard.protocol import Protocol
 from memdef_jax.evaluation.leaderboard.ranking import rank
@@ -121,3 +122,15 @@ def test_a_protocol_that_cannot_be_used_is_refused(change, sentence):
 def test_the_protocol_says_what_a_tenth_became():
     assert "0.098: the usual 0.1" in " ".join(Protocol().words())
     assert "0.098" not in " ".join(Protocol(linf=8 / 255).words())
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize(("kind", "selector"), [("classifier", "memory"), ("classifier", "linear")])
+def test_a_memory_head_of_few_seeds_claims_nothing(kind, selector, seeds, told):
+    entries = [entry(f"at{s}", 9, seed=s, selector=selector) for s in range(seeds)]
+    for one in entries:
+        one.run.description["kind"] = kind
+    content_of = describe(rank([*entries, entry("other", 0)], PROTOCOL, seeds_together=True))
+    said = [text for text in headline(content_of, PROTOCOL) if "nothing is claimed" in text]
+    doubts = [text for text in content_of[0]["doubts"] if "nothing is claimed" in text]
+    assert len(said) == len(doubts) == (told and selector == "memory")
