@@ -15,7 +15,7 @@ from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split, to_float
-from memdef_jax.training import Gathered, Reporter
+from memdef_jax.training import Gathered, Reporter, make_mesh, put_batch, replicate
 from memdef_jax.training.checkpoints import read_tree, write_tree
 
 PART = 1000
@@ -34,11 +34,11 @@ def adversarial_examples(
 
     A killed run makes only the parts that are missing; a damaged part is made again. Image i's
     randomness is folded from the key and i, so the result does not depend on how the split is cut.
-    Several processes make a part each at a time.
+    Several processes make a part each at a time, each with all of its devices.
 
     Args:
       attack: from places in the split int [B] to the attack on the images there.
-      logits_fn: the classifier.
+      logits_fn: the classifier, a pytree.
       split: clean images.
       key: typed key.
       folder: for the parts; one folder serves one classifier, split, attack and key.
@@ -56,16 +56,20 @@ def adversarial_examples(
     missing = [start for start in starts if found[start] is None]
     processes.agree(f"the examples in {folder}", missing)
     reporter.start("adversarial examples", len(starts) - len(missing), len(starts), PART)
+    mesh = make_mesh(local=True)
+    everywhere = replicate(logits_fn, mesh)
 
     def made(start: int | None) -> dict[str, np.ndarray]:
         if start is None:  # there are fewer parts left than processes
             return {}
-        part = split[start : start + PART]
-        index = start + np.arange(len(part))
+        count = len(split[start : start + PART])
+        padded = -(-count // mesh.devices.size) * mesh.devices.size  # the last image again
+        index = start + np.minimum(np.arange(padded), count - 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        x = to_float(jnp.asarray(part.images))
-        result = attack(index).run(logits_fn, x, jnp.asarray(part.labels), key=keys)
-        return {f"{name} {start}": np.asarray(getattr(result, name)) for name in _PARTS}
+        batch = to_float(jnp.asarray(split.images[index])), split.labels[index], keys
+        x, y, own_keys = put_batch(batch, mesh)
+        result = attack(index).run(everywhere, x, y, key=own_keys)
+        return {f"{name} {start}": np.asarray(getattr(result, name))[:count] for name in _PARTS}
 
     done, together = len(starts) - len(missing), processes.count()
     for first in range(0, len(missing), together):

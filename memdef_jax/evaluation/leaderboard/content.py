@@ -14,8 +14,8 @@ from memdef_jax.evaluation.reports.report import percent
 _DOUBTFUL = ("fail", "warn")
 _SEEDS = 3  # fewer say nothing of a memory head, which one seed shows better than its control
 _FEW_SEEDS = (
-    f"A memory head of fewer than {_SEEDS} seeds: nothing is claimed for it over linear_margin, its "
-    "control; train more of both and use --seeds-together."
+    f"A memory head of fewer than {_SEEDS} seeds: nothing is claimed for it over linear_margin, "
+    "its control; train more of both and use --seeds-together."
 )
 
 
