@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from memdef_jax import processes
-from memdef_jax.training.state import AXIS, Metrics, Step, TrainState, replicate
+from memdef_jax.training.state import AXIS, Metrics, Step, TrainState, put_batch, replicate
 
 LENGTH = 32  # steps of one program: enough to hide its dispatch, and SIGTERM need not wait long
 LARGEST = 4 << 30  # bytes of data that every device holds; larger data stays on the host
@@ -64,8 +63,7 @@ class Scan:
         """
         steps = [self.batches.indices(done + more) for more in range(self.length)]
         rows = jax.tree.map(lambda *of_steps: np.stack(of_steps), *map(dict, steps))
-        split = NamedSharding(self.mesh, PartitionSpec(None, AXIS))
-        return self._run(state, self._data, jax.device_put(rows, split), key)
+        return self._run(state, self._data, put_batch(rows, self.mesh, many=True), key)
 
     @functools.cached_property
     def _data(self) -> Any:
@@ -104,7 +102,7 @@ def scanned(
 ) -> Scan | None:
     """A training's steps as a `Scan`, on accelerators and with data that fits; else None.
 
-    Several processes, "pmap" and batches that are not `Gathered` go step by step.
+    "pmap" and batches that are not `Gathered` go step by step.
 
     Args:
       step: from `training.make_step`.
@@ -113,7 +111,7 @@ def scanned(
       backend: "shard_map" or "pmap".
       wanted: where it can be: True for always, False for never, None for where it is faster.
     """
-    if not isinstance(batch, Gathered) or backend != "shard_map" or processes.count() > 1:
+    if not isinstance(batch, Gathered) or backend != "shard_map":
         return None
     if sum(array.nbytes for array in batch.arrays.values()) > LARGEST:
         return None

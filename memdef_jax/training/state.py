@@ -197,14 +197,15 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: Any, mesh: Mesh, many: bool = False) -> Any:
     """Place a host batch on the mesh, split along its first axis.
 
     Args:
       batch: this process's rows of the global batch, see `process_rows`.
       mesh: devices.
+      many: whether these are several batches, stacked along an axis before that one.
     """
-    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    split = NamedSharding(mesh, PartitionSpec(None, AXIS) if many else PartitionSpec(AXIS))
     if _is_local(mesh):
         return jax.device_put(batch, split)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split, rows), batch)

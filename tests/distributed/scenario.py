@@ -29,6 +29,7 @@ from memdef_jax.nn import Bound
 from memdef_jax.nn.layers import batch_norm
 from memdef_jax.training import (
     AXIS,
+    Scan,
     Silent,
     Stage,
     TrainState,
@@ -83,6 +84,7 @@ def together(folder):
             validation=Validation(2, judged, ROBUST) if backend == "shard_map" else None,
         )
     plain = selector_loss(trained, recipe, in_loop=False)
+    found["scan"] = scanned(plain, initial, trainer.benign_batches(BATCH, 1), mesh, folder)
     collectives = exchanged(plain, initial, trainer.benign_batches(BATCH, 1)(0), mesh)
     host = jax.device_get(found)
     model = Bound(module, host["shard_map"])
@@ -107,6 +109,22 @@ def together(folder):
         arrays |= {"images": made[0], "success": made[1], "collectives": collectives}
         arrays["refusals"] = np.array(heard)
         np.savez(folder / "found.npz", **arrays)
+
+
+def scanned(loss_fn, variables, batches, mesh, folder):
+    """Two times two steps as one program over data that stays on the devices, and two alone."""
+    step = make_step(loss_fn, optax.sgd(0.1))
+    stage = Stage(
+        name="scan",
+        step=shard(step, mesh),
+        batch=batches,
+        total_steps=6,
+        batch_size=BATCH,
+        save_every=5,
+        scan=Scan(step, batches, mesh, 2),
+    )
+    state = TrainState.create(variables, optax.sgd(0.1))
+    return train(stage, state, jax.random.key(3), folder / "scan", mesh, Silent()).variables
 
 
 def refusals():
