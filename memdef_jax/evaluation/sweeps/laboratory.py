@@ -16,6 +16,7 @@ from memdef_jax import processes
 from memdef_jax.attacks import Attack, presets
 from memdef_jax.attacks.driver import sample_keys
 from memdef_jax.checks import InputError
+from memdef_jax.compiled import forget_programs
 from memdef_jax.data import Dataset, Split, eval_batches, to_float
 from memdef_jax.defenses import Defense
 from memdef_jax.evaluation.sweeps import records
@@ -156,6 +157,7 @@ class Laboratory:
         key = (selector, n, told)
         if key not in self.judged:
             self.judged[key] = self._craft_and_judge(selector, self.split.take(n), crafting)
+            forget_programs()
         return self.judged[key]
 
     def _craft_and_judge(

@@ -10,7 +10,6 @@ import numpy as np
 
 from memdef_jax import processes
 from memdef_jax.checks import InputError
-from memdef_jax.compiled import forget_programs
 from memdef_jax.data import Dataset, subset
 from memdef_jax.defenses import Defense
 from memdef_jax.evaluation.sweeps import records
@@ -92,7 +91,6 @@ def _swept(
             record = processes.by_one(partial(records.append_record, folder, record, outcomes))
             found[cell.name] = record, outcomes
             reporter.update(len(found), {"robust_accuracy": record["robust_accuracy"]})
-            forget_programs()
         clean.setdefault(selector, found[cell.name][1]["correct"])
     return [found[cell.name] for cell in cells]
 
