@@ -1,7 +1,8 @@
 """Pairs of adversarial and clean images, from which a purifier learns to undo attacks.
 
-The attacks are those of Defense-VAE (arXiv 1812.06570, section 4.1): several, each at several
-levels, crafted on the undefended classifier.
+As in Defense-VAE (arXiv 1812.06570, section 4.1) there are several attacks, each at several levels,
+crafted on the undefended classifier. Its own are FGSM, RAND-FGSM, CW-L2 and DeepFool; others have
+the settings of `attacks.presets.named`, with MAD-VAE's where that paper has them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax.attacks import FGSM, RFGSM, CarliniWagnerL2, DeepFool
+from memdef_jax.attacks import FGSM, RFGSM, CarliniWagnerL2, DeepFool, presets
 from memdef_jax.attacks.attack import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError, check_eps
@@ -23,7 +24,8 @@ from memdef_jax.data import Split, to_float
 from memdef_jax.defenses.examples import adversarial_examples
 from memdef_jax.training import Reporter
 
-NAMES = ("fgsm", "rfgsm", "cw", "deepfool")
+_OTHERS = ("pgd", "bim", "mifgsm", "apgd", "square", "single_pixel", "noise")
+NAMES = ("fgsm", "rfgsm", "cw", "deepfool", *_OTHERS)  # the order is part of their randomness
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Mixture:
       images: clean images that are attacked, the first ones; None for all. Streamed, all are.
       rounds: levels that every image is attacked at; 0 for all of them. Three attacks at four
         levels are the twelve images of Defense-VAE.
-      eps: levels of FGSM and RAND-FGSM, Linf in [0, 1].
+      eps: levels of the attacks with an Linf budget, in [0, 1].
       alpha: RAND-FGSM's random step.
       noise: its kind, "sign" or "gaussian".
       cw_learning_rates: levels of CW-L2.
@@ -73,7 +75,7 @@ class Mixture:
                 raise InputError(f"{name} is empty; give one value or more.")
         for value in self.eps:
             check_eps(value)
-        if not 0.0 <= self.alpha <= min(self.eps):
+        if "rfgsm" in self.attacks and not 0.0 <= self.alpha <= min(self.eps):
             raise InputError(
                 f"alpha {self.alpha:g} is outside [0, {min(self.eps):g}], the smallest eps."
             )
@@ -115,7 +117,9 @@ class Mixture:
                 initial_const=self.cw_initial_const,
                 confidence=of(self.cw_confidences),
             )
-        return DeepFool(norm="l2")
+        if name == "deepfool":
+            return DeepFool(norm="l2")
+        return presets.named(name, of(self.eps), "mad_vae")
 
 
 def stored_pairs(
