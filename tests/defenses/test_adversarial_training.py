@@ -126,6 +126,22 @@ def test_the_inner_attack_of_trades_raises_the_divergence_inside_the_ball(proble
     np.testing.assert_allclose(np.abs(first - x)[inside], 0.025, atol=6e-3)
 
 
+def test_the_inner_attack_of_trades_is_signed_ascent_on_the_divergence(problem):
+    params, x, y, keys = problem
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    settings = AdversarialTraining(recipe="trades", eps=0.1, attack_steps=5)
+    model = Bound(Linear(), {"params": params})
+    still = dataclasses.replace(settings.attack, steps=1, step_size=1e-9)
+    moved = np.array(still(model, x, jnp.asarray(y), key=keys), np.float64)  # where it starts
+    assert 1e-4 < np.abs(moved - x).std() < 2e-3
+    p = np.exp(log_softmax(logits_of(params, x)))
+    for _ in range(5):
+        q = np.exp(log_softmax(logits_of(params, moved)))
+        gradient = ((q - p) @ params["Dense_0"]["kernel"].T).reshape(x.shape)
+        moved = np.clip(moved + 0.025 * np.sign(gradient), x - 0.1, x + 0.1).clip(0, 1)
+    np.testing.assert_allclose(crafted(problem, settings, np.arange(BATCH)), moved, atol=1e-6)
+
+
 def test_each_recipe_has_the_attack_and_the_places_of_its_paper():
     fast = AdversarialTraining(recipe="fgsm_rs", eps=0.08, clean_share=0.0, attack_steps=7)
     assert (fast.attack.steps, fast.attack.step_size) == (1, pytest.approx(0.1))

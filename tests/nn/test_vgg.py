@@ -25,6 +25,8 @@ TORCHVISION = {
     26: (512, 512),
     28: (512, 512),
 }
+# Of every map the place of its convolution, None for a pooling.
+PLACES = (0, 2, None, 5, 7, None, 10, 12, 14, None, 17, 19, 21, None, 24, 26, 28, None)
 
 
 def shapes(module, *args, image=(2, 32, 32, 3)):
@@ -65,17 +67,19 @@ def test_the_maps_have_the_printed_sizes():
     assert variables["params"]["28"]["kernel"].shape == (3, 3, 64, 64)
 
 
-def test_the_first_block_is_two_padded_convolutions_and_a_pooling(narrow, reference):
+def test_every_map_is_that_of_padded_convolutions_and_poolings(narrow, reference):
     module, variables = narrow
     x = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
-    names = ("relu1_1", "relu1_2", "pool1")
-    found = jax.jit(lambda v, x: module.apply(v, x, names))(variables, x)
+    found = jax.jit(lambda v, x: module.apply(v, x, vgg.LAYERS))(variables, x)
     y = (np.asarray(x) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    for place, name in (("0", "relu1_1"), ("2", "relu1_2")):
-        layer = variables["params"][place]
-        y = np.maximum(reference.conv2d(y, layer["kernel"], 1, 1) + np.asarray(layer["bias"]), 0)
-        np.testing.assert_allclose(found[name], y, atol=1e-4)
-    np.testing.assert_allclose(found["pool1"], reference.max_pool2d(y, 2), atol=1e-4)
+    for name, place in zip(vgg.LAYERS, PLACES, strict=True):
+        if place is None:
+            y = reference.max_pool2d(y, 2)
+        else:
+            layer = variables["params"][str(place)]
+            y = reference.conv2d(y, layer["kernel"], 1, 1) + np.asarray(layer["bias"])
+            y = np.maximum(y, 0)
+        np.testing.assert_allclose(found[name], y, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_gray_images_of_other_sizes_are_resized_and_repeated():
