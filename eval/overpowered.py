@@ -1,4 +1,4 @@
-"""Attack the latent space of a VAE defense: Table 3 of the MAD-VAE paper.
+"""Attack the latent space of a defense with a decoder: Table 3 of the MAD-VAE paper.
 
     python -m eval.overpowered --run DIR
 
@@ -37,7 +37,8 @@ def main(
     """Search the latent space of a run's variants for images that they get wrong.
 
     Args:
-      run: folder that train.defense_vae or train.mad_vae filled.
+      run: folder that train.mad_vae, train.defense_vae, train.memory_defense or
+        train.feature_denoiser filled.
       variants: some of its defenses, all by default.
       count: test images; 0 for all.
       rhos: L2 lengths of the noise that a success must survive.

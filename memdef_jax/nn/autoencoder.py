@@ -171,13 +171,19 @@ class MemoryAutoencoder(nn.Module):
         self, x: jax.Array, labels: jax.Array, identity_gradient: bool = False
     ) -> jax.Array:
         """Images rebuilt from the slots that `labels` choose, with running statistics."""
+        return self.decode(self.recalled(x, labels, identity_gradient))
+
+    def recalled(
+        self, x: jax.Array, labels: jax.Array, identity_gradient: bool = False
+    ) -> jax.Array:
+        """Latent vectors [B, D] as those slots give them back; without a memory the encoder's."""
         z = self.encode(x)
         if self.rows and self._reads_own_slots(labels):
             z = mem.read_own_slots(z, self.memory, labels, self.classes, self.scale, self.epsilon)
         elif self.rows:
             weights = self.mask(self.address(z), labels, identity_gradient=identity_gradient)
             z = self.recall(weights)
-        return self.decode(z)
+        return z
 
     def _reads_own_slots(self, labels: jax.Array) -> bool:
         """Whether reading the images' own slots alone gives the same, and is faster."""

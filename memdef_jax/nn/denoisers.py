@@ -62,18 +62,29 @@ class DenoisingAutoencoder(nn.Module):
 
     width: float = 1.0
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        check_autoencoder(x.shape[1:])
+    def setup(self) -> None:
         wide, narrow = widened(16, self.width), widened(8, self.width)
-        y = 2.0 * x - 1.0
-        y = max_pool(nn.relu(Conv(wide, 3, stride=3, padding=1, name="encoder_0")(y)))
-        y = nn.relu(Conv(narrow, 3, stride=2, padding=1, name="encoder_1")(y))
-        y = max_pool(y, 2, stride=1)
-        y = nn.relu(ConvTranspose(wide, 3, 2, 0, name="decoder_0")(y))
-        y = nn.relu(ConvTranspose(narrow, 5, 3, 1, name="decoder_1")(y))
-        y = ConvTranspose(1, 2, 2, 1, name="decoder_2")(y)
+        self.encoder_0 = Conv(wide, 3, stride=3, padding=1)
+        self.encoder_1 = Conv(narrow, 3, stride=2, padding=1)
+        self.decoder_0 = ConvTranspose(wide, 3, 2, 0)
+        self.decoder_1 = ConvTranspose(narrow, 5, 3, 1)
+        self.decoder_2 = ConvTranspose(1, 2, 2, 1)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Codes [B, 4 * narrow] of images, 2x2 of them after one another."""
+        check_autoencoder(x.shape[1:])
+        y = max_pool(nn.relu(self.encoder_0(2.0 * x - 1.0)))
+        y = max_pool(nn.relu(self.encoder_1(y)), 2, stride=1)
+        return y.reshape(len(x), -1)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Images of codes."""
+        y = nn.relu(self.decoder_0(z.reshape(len(z), 2, 2, -1)))
+        y = self.decoder_2(nn.relu(self.decoder_1(y)))
         return 0.5 * (jnp.tanh(y.astype(jnp.float32)) + 1.0)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return self.decode(self.encode(x))
 
 
 class _Convolutions(nn.Module):

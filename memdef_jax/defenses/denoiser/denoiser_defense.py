@@ -109,9 +109,30 @@ class DenoiserDefense:
         """The classifier, which the pipeline deploys behind the denoiser."""
         return Bound(self.spec.target(), self.variables["classifier"])
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether the denoiser is an autoencoder; HGD's U-Net has no code that all goes through."""
+        return self.kind == "feature_denoiser"
+
+    @property
+    def reader(self) -> Bound:
+        """The classifier, which reads what is decoded."""
+        return self.undefended
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """Codes [B, D] of images [B, H, W, C], of a denoiser that has them."""
+        return self._denoiser("encode", x)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] of codes [B, D], of a denoiser that has them."""
+        return self._denoiser("decode", z)
+
+    def _denoiser(self, method: str, x: jax.Array) -> jax.Array:
+        return self.spec.denoiser().apply(self.variables["denoiser"], x, method=method)
+
     def denoise(self, x: jax.Array) -> jax.Array:
         """What the classifier is shown of images [B, H, W, C]; an hgd's may leave [0, 1]."""
-        return self.spec.denoiser().apply(self.variables["denoiser"], x)
+        return self._denoiser("__call__", x)
 
     def reconstruct(self, x: jax.Array) -> jax.Array:
         """The denoised images as such, [B, H, W, C] in [0, 1]."""

@@ -165,10 +165,25 @@ class MemoryDefense:
         labels = self.select(x) if labels is None else labels
         return self._autoencoder("reconstruct", x, labels, identity_gradient=identity_gradient)
 
+    @property
+    def reader(self) -> Logits:
+        """Classifier-B, which reads what is decoded."""
+        return jax.tree_util.Partial(type(self).classify, self)
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """What the memory gives back for images [B, H, W, C] and the slots of classifier-A, [B, D].
+
+        Without a memory, what the encoder gives.
+        """
+        return self._autoencoder("recalled", x, self.select(x))
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Images [B, H, W, C], unbounded, of latent vectors [B, D]."""
+        return self._autoencoder("decode", z)
+
     def decode_rows(self, rows: jax.Array) -> jax.Array:
         """What single memory rows look like, int [R] -> images [R, H, W, C]."""
-        stack = self.variables["stack"]
-        return self._autoencoder("decode", stack["params"]["autoencoder"]["memory"][rows])
+        return self.decode(self.variables["stack"]["params"]["autoencoder"]["memory"][rows])
 
     def classify(self, reconstruction: jax.Array) -> jax.Array:
         """Classifier-B's logits [B, K] of reconstructions."""

@@ -1,4 +1,4 @@
-"""The Overpowered attack on every variant of a VAE defense, as in Table 3 of MAD-VAE.
+"""The Overpowered attack on every variant of a defense with a decoder; Table 3 of MAD-VAE.
 
 Codes are searched from those of test images (arXiv 1712.09196), and the decoded images are judged
 by the deployed pipeline, which purifies them once more. A proxy for people says which of the found
@@ -88,10 +88,11 @@ def choose(defenses: Mapping[str, Any], variants: Sequence[str] = ()) -> dict[st
       InputError: for a name that is not there, or a defense without a latent space to search.
     """
     for name, defense in defenses.items():
-        if not (hasattr(defense, "embed") and hasattr(defense, "decode")):
+        decodes = hasattr(defense, "embed") and hasattr(defense, "decode")
+        if not decodes or not getattr(defense, "has_codes", True):
             raise InputError(
-                f"{name} is a {defense.kind}, which has no decoder of latent codes to search; "
-                "give a run of train.defense_vae or train.mad_vae."
+                f"{name} is a {defense.kind}, which has no decoder of latent codes to search; give "
+                "a run of train.defense_vae, mad_vae, memory_defense or feature_denoiser."
             )
     for name in variants:
         if name not in defenses:

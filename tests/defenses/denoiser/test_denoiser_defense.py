@@ -94,3 +94,14 @@ def test_an_hgd_is_for_colours_too():
     like = jax.eval_shape(spec.init, jax.random.key(0))
     assert like["denoiser"]["params"]["noise"]["kernel"].shape == (1, 1, 64, 3)
     assert dataclasses.replace(spec, width=0.5).denoiser().width == 0.5
+
+
+def test_only_an_autoencoder_has_codes_and_they_are_what_it_decodes(images):
+    spec = DenoiserSpec(image_shape=(28, 28, 1), classes=10)
+    defense = DenoiserDefense(spec, spec.init(jax.random.key(0)))
+    z = jax.jit(lambda d, x: d.embed(x))(defense, images[0])
+    assert z.shape == (6, 32)
+    decoded, whole = jax.jit(lambda d, z, x: (d.decode(z), d.denoise(x)))(defense, z, images[0])
+    np.testing.assert_allclose(decoded, whole, rtol=1e-5, atol=1e-6)
+    assert defense.has_codes
+    assert not DenoiserDefense(dataclasses.replace(spec, kind="hgd"), {}).has_codes

@@ -9,7 +9,7 @@ import pytest
 
 from memdef_jax.attacks import PGD
 from memdef_jax.checks import InputError
-from memdef_jax.defenses import MemoryDefenseSpec, load, save
+from memdef_jax.defenses import MemoryDefense, MemoryDefenseSpec, load, save
 from memdef_jax.nn import ClassifierB, SmallCNN
 from memdef_jax.nn.autoencoder import ARCHITECTURES, Decoder, Encoder
 
@@ -51,6 +51,24 @@ def test_the_pipeline_is_its_parts_composed_by_hand(defense, images):
     np.testing.assert_allclose(defense.reconstruct(x), rebuilt, **CLOSE)
     error = np.square(np.asarray(x) - np.asarray(rebuilt)).mean((1, 2, 3))
     np.testing.assert_allclose(defense.score(x), error, **CLOSE)
+
+
+@pytest.mark.parametrize("rows", [20, 0])
+def test_codes_are_what_the_decoder_rebuilds_and_classifier_b_reads(rows, defense, images):
+    if not rows:
+        spec = MemoryDefenseSpec(image_shape=(28, 28, 1), classes=10, memory_rows=0)
+        defense = MemoryDefense(spec, spec.init(jax.random.key(0)))
+
+    @jax.jit
+    def parts(defense, x):
+        z = defense.embed(x)
+        rebuilt = defense.decode(z)
+        return z, rebuilt, defense.reader(rebuilt), defense.reconstruct(x), defense(x)
+
+    z, rebuilt, read, expected, logits = parts(defense, images[0])
+    assert z.shape == (6, 1024)
+    np.testing.assert_allclose(rebuilt, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read, logits, rtol=1e-5, atol=1e-6)
 
 
 def test_the_surfaces_are_what_their_names_say(defense, images):

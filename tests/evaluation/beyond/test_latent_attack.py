@@ -22,7 +22,14 @@ from PIL import Image
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split
 from memdef_jax.data.dataset import make_dataset
-from memdef_jax.defenses import MemoryDefense, MemoryDefenseSpec, VAEDefense, VAEDefenseSpec
+from memdef_jax.defenses import (
+    DenoiserDefense,
+    DenoiserSpec,
+    MemoryDefense,
+    MemoryDefenseSpec,
+    VAEDefense,
+    VAEDefenseSpec,
+)
 from memdef_jax.evaluation.beyond import latent_attack, latent_report
 from memdef_jax.evaluation.beyond.latent_attack import LatentAttackConfig
 from tests.evaluation import handmade
@@ -295,8 +302,11 @@ def test_settings_that_cannot_be_are_refused(change, sentence):
 
 def test_defenses_without_codes_and_unknown_variants_are_refused():
     spec = MemoryDefenseSpec(image_shape=(28, 28, 1), classes=10, memory_rows=20)
-    with pytest.raises(InputError, match="benign is a memory_defense, which has no decoder of la"):
-        latent_attack.choose({"benign": MemoryDefense(spec, {})})
+    memory = {"benign": MemoryDefense(spec, {})}
+    assert list(latent_attack.choose(memory)) == ["benign"]
+    hgd = DenoiserDefense(DenoiserSpec(image_shape=(28, 28, 1), classes=10, kind="hgd"), {})
+    with pytest.raises(InputError, match="logits is a hgd, which has no decoder of latent codes"):
+        latent_attack.choose(memory | {"logits": hgd})
     both = {"plain": toy(), "shifted": toy(0.2)}
     with pytest.raises(InputError, match="variant 'e2e' is unknown; use some of plain, shifted"):
         latent_attack.choose(both, ("plain", "e2e"))

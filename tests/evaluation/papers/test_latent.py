@@ -194,7 +194,6 @@ def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
         (["--selector", "offline"], "has no defense 'offline'; use one of benign, in_loop"),
         (["--attack", "deepfool"], "attack 'deepfool' is unknown"),
         (["--eps", "9/255,25/255"], "2 budgets were given and one is needed"),
-        (["--attack", "overpowered"], "is a memory_defense, which has no decoder of latent codes"),
         (["--attack", "overpowered", "--rho", "-1"], "rho -1 cannot be used"),
     ):
         with pytest.raises(InputError, match=sentence):
