@@ -75,11 +75,11 @@ class DenoisingAutoencoder(nn.Module):
         check_autoencoder(x.shape[1:])
         y = max_pool(nn.relu(self.encoder_0(2.0 * x - 1.0)))
         y = max_pool(nn.relu(self.encoder_1(y)), 2, stride=1)
-        return y.reshape(len(x), -1)
+        return y.reshape(y.shape[0], 4 * y.shape[-1])  # the batch may be symbolic
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Images of codes."""
-        y = nn.relu(self.decoder_0(z.reshape(len(z), 2, 2, -1)))
+        y = nn.relu(self.decoder_0(z.reshape(z.shape[0], 2, 2, z.shape[1] // 4)))
         y = self.decoder_2(nn.relu(self.decoder_1(y)))
         return 0.5 * (jnp.tanh(y.astype(jnp.float32)) + 1.0)
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from memdef_jax.checks import InputError
 from memdef_jax.defenses.artifact import describe, to_artifact
+from tests.defenses.kinds import KINDS, made
 
 MARGIN = jnp.zeros(10).at[3].set(1.0).at[5].set(-1.0)
 ELSEWHERE = """
@@ -50,6 +52,21 @@ def test_the_program_runs_alone_for_any_batch_and_can_be_differentiated(defense,
         gradient = margin(x)
         assert jnp.abs(gradient).max() > 0
         np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory_defense"])
+def test_every_other_kind_is_exported_alike(kind, images):
+    defense = made(kind)
+    program = export.deserialize(bytearray(to_artifact(defense, ("cpu",))))
+    margin = jax.jit(jax.grad(lambda x: (defense(x) @ MARGIN).sum()))
+    for x in (images[0], images[0][:1]):
+        logits, gradient = np.asarray(jax.jit(lambda x: defense(x))(x)), np.asarray(margin(x))
+        found = jax.jit(jax.grad(lambda x: (program.call(x) @ MARGIN).sum()))(x)
+        close = {"rtol": 1e-3, "atol": 1e-4 * np.abs(logits).max()}
+        np.testing.assert_allclose(program.call(x), logits, **close)
+        assert np.abs(gradient).max() > 0
+        close = {"rtol": 1e-3, "atol": 1e-3 * np.abs(gradient).max()}
+        np.testing.assert_allclose(found, gradient, **close)
 
 
 @pytest.mark.parametrize("platforms", [(), ("abacus",)])

@@ -1,7 +1,6 @@
 """Files with weights: what is written is what is read, and nothing else is."""
 
 import json
-import pathlib
 import random
 
 import jax
@@ -11,28 +10,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from memdef_jax.checks import InputError
-from memdef_jax.defenses import load_run, store
+from memdef_jax.defenses import load_run
 from memdef_jax.defenses.weights import import_run, read_weights, write_weights
 from memdef_jax.evaluation.program import Where, load_dataset
 from memdef_jax.training.run import read_run
+from tests.defenses.kinds import KINDS, SIZE, made
 from tests.test_fuzz import attempt, harmed_bytes
-
-SIZE = {"image_shape": [28, 28, 1], "classes": 10}
-KINDS = {
-    "memory_defense": {"memory_rows": 20, "selector": "lenet", "head": "memory"},
-    "mad_vae": {"latent_size": 3, "classifier": "e", "kind": "mad_vae"},
-    "feature_denoiser": {"width": 0.5, "kind": "feature_denoiser"},
-    "hgd": {"width": 0.1, "classifier": "small_cnn", "kind": "hgd"},
-    "classifier": {"architecture": "b", "head": "memory"},
-}
-
-
-def made(kind, seed=0):
-    """A defense with random weights."""
-    content = {"version": 1, "kind": kind, "spec": {**SIZE, **KINDS[kind]}}
-    found = store.described(content, pathlib.Path("here"), "never.")
-    rng = np.random.default_rng(seed)
-    return found.make(jax.tree.map(lambda a: np.float32(rng.normal(size=a.shape)), found.like))
 
 
 @pytest.fixture(scope="module")
