@@ -1,6 +1,6 @@
 """Do exported weights compute the same in torch, and torch's weights the same here?
 
-    python -m benchmarks.weights
+    python -m benchmarks.weights [--out results/weights_cpu.md]
 
 Every kind of defense and classifier, untrained but with statistics that are not 0 and 1: the
 largest difference of the logits of eight random images in units of their largest value, of weights
@@ -21,13 +21,14 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 
-from benchmarks import torch_defenses
+from benchmarks import ledger, torch_defenses
 from benchmarks.torch_models import TOLERANCE, to_torch
 from memdef_jax import console
 from memdef_jax.checks import InputError
 from memdef_jax.data.dataset import DatasetInfo
 from memdef_jax.defenses import store
 from memdef_jax.defenses.weights import read_weights, write_weights
+from memdef_jax.files import write_atomic
 from memdef_jax.nn import CLASSIFIERS
 from memdef_jax.nn.heads import HEADS
 
@@ -90,13 +91,14 @@ def _difference(defense: Any, module: Any, x: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def main(only: str = "") -> None:
-    """Compare and print.
+def main(only: str = "", out: pathlib.Path = pathlib.Path("results/weights_cpu.md")) -> None:
+    """Compare, print, and write a table of all.
 
     Args:
-      only: those whose line contains this.
+      only: those whose line contains this; no table then.
+      out: Markdown file.
     """
-    worst = 0.0
+    worst, rows = 0.0, []
     for kind, fields in specifications():
         shown = [f"{value}" for name, value in fields.items() if name not in ("classes", "kind")]
         line = " ".join([kind, *shown])
@@ -104,10 +106,19 @@ def main(only: str = "") -> None:
             with tempfile.TemporaryDirectory() as folder:
                 there, here = compare(pathlib.Path(folder), kind, fields)
             worst = max(worst, there, here)
+            rows.append([line, f"{there:.1e}", f"{here:.1e}"])
             print(f"{line}: ours in torch {there:.1e}, torch's here {here:.1e}", flush=True)
     if worst > TOLERANCE:
         raise InputError(f"logits differ by up to {worst:.1e}; at most {TOLERANCE:g} is rounding.")
     print(f"the largest is {worst:.1e}")
+    if not only:
+        header = ("specification", "ours in torch", "torch's here")
+        table = ledger.markdown_table(header, rows)
+        words = "Largest difference of a logit, as a share of the largest, on random images."
+        preamble = ledger.preamble(ledger.environment())
+        write_atomic(
+            out, "\n".join(["# Weights to torch and back", "", preamble, words, "", table])
+        )
 
 
 if __name__ == "__main__":
