@@ -20,7 +20,7 @@ def _quick_defense_vae(image_shape: tuple[int, int, int], train_size: int) -> De
         classifier=dataclasses.replace(paper.classifier, epochs=-(-60_000 // train_size)),
         mixture=mixture,
         vae=dataclasses.replace(
-            paper.vae, epochs=-(-24_000 // images), batch_size=32, learning_rate=1e-3
+            paper.vae, epochs=-(-18_000 // images), batch_size=32, learning_rate=1e-3
         ),
         variants=("vae", "rec", "e2e"),
         end_to_end_epochs=-(-6000 // images),

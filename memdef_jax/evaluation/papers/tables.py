@@ -150,7 +150,7 @@ def read_sources(folder: pathlib.Path, ablation: pathlib.Path | None = None) -> 
 def compare(sources: Sources, tables: Sequence[int] = TABLES) -> list[Compared]:
     """Every number of the given tables, with ours under each reading that was measured.
 
-    A cell measured more than once counts with the most images, and then with the last settings.
+    A cell measured more than once counts as `find_cells` says.
 
     Raises:
       InputError: for a table that is not here.
@@ -170,10 +170,8 @@ def _readings(sources: Sources, number: Printed) -> dict[str, Reading]:
     clean = number.attack == "clean"
     readings: dict[str, Reading] = {}
     pooled: dict[str, Reading] = {}
-    for threat in ("none",) if clean else THREAT_NAMES:
-        record = find_cell(found, threat, number.attack, number.eps)
-        if record is None:
-            continue
+    threats = ("none",) if clean else THREAT_NAMES
+    for threat, record in find_cells(found, threats, number.attack, number.eps).items():
         n, share = record["n"], record["selector_accuracy" if alone else "robust_accuracy"]
         low, high = wilson_interval(round(share * n), n)
         name = "clean" if clean else threat
@@ -184,20 +182,33 @@ def _readings(sources: Sources, number: Printed) -> dict[str, Reading]:
     return readings | pooled
 
 
-def find_cell(
-    found: Sequence[Record], threat: str, attack: str, eps: float | None
-) -> Record | None:
-    """The one cell that counts: of the most images, of the widest worst case, the last measured."""
+def find_cells(
+    found: Sequence[Record], threats: Sequence[str], attack: str, eps: float | None
+) -> dict[str, Record]:
+    """The cells that count, by threat, all of one number of images.
+
+    It is the one that most of the threats were measured on, of several the largest: a worst case is
+    of the cells beside it. Of the same images the widest worst case counts, then the last measured.
+    """
     cells = [
         r
-        for r in select(found, threat=threat, attack=attack)
-        if attack in ("clean", "cw") or (same_eps(r["eps"], eps) and r["norm"] != "l2")
+        for r in select(found, attack=attack)
+        if r["threat"] in threats
+        and (attack in ("clean", "cw") or (same_eps(r["eps"], eps) and r["norm"] != "l2"))
     ]
 
-    def weight(record: Record) -> tuple[int, int, int]:  # a worst case of more cells comes first
-        return record["n"], len(record["settings"].get("cells", ())), -record["seed"]
+    def coverage(n: int) -> tuple[int, int]:
+        return len({r["threat"] for r in cells if r["n"] == n}), n
 
-    return max(reversed(cells), key=weight, default=None)
+    def weight(record: Record) -> tuple[int, int]:  # a worst case of more cells comes first
+        return len(record["settings"].get("cells", ())), -record["seed"]
+
+    n = max({r["n"] for r in cells}, key=coverage, default=0)
+    chosen = {
+        threat: max(reversed(select(cells, threat=threat, n=n)), key=weight, default=None)
+        for threat in threats
+    }
+    return {threat: record for threat, record in chosen.items() if record is not None}
 
 
 def _clean_share(sources: Sources, record: Record) -> float | None:

@@ -23,7 +23,7 @@ from memdef_jax.evaluation.papers.published_vae import (
     averages,
     printed,
 )
-from memdef_jax.evaluation.papers.tables import Compared, Reading, find_cell
+from memdef_jax.evaluation.papers.tables import Compared, Reading, find_cells
 from memdef_jax.evaluation.papers.vae_sources import (
     BLACK_BOX,
     LATENT,
@@ -127,14 +127,11 @@ def _readings(source: Source | None, number: PrintedVAE) -> Mapping[str, Reading
     # All variants have the same undefended classifier, so any of them tells of it.
     alone = system in (CLEAN, UNDEFENDED)
     found = source.records if alone else select(source.records, selector=system)
-    names = (CLEAN,) if system == CLEAN else WHITE_BOX[:1] if alone else WHITE_BOX
+    threats = ("none",) if system == CLEAN else WHITE_BOX[:1] if alone else WHITE_BOX
     readings = {}
-    for name in names:
-        threat = "none" if name == CLEAN else name
-        record = find_cell(found, threat, number.attack, number.eps)
-        if record is not None:
-            share = record["selector_accuracy" if alone else "robust_accuracy"]
-            readings[name] = counted(share, record["n"])
+    for threat, record in find_cells(found, threats, number.attack, number.eps).items():
+        share = record["selector_accuracy" if alone else "robust_accuracy"]
+        readings[CLEAN if threat == "none" else threat] = counted(share, record["n"])
     return readings
 
 

@@ -148,7 +148,7 @@ def test_presets_have_the_papers_settings_and_small_ones(kind):
     assert paper.mixture.images is None
     assert quick.mixture.per_image == 3
     shown = quick.mixture.images * quick.vae.epochs
-    assert shown == {"defense_vae": 24_000, "mad_vae": 8000}[kind]
+    assert shown == {"defense_vae": 18_000, "mad_vae": 8000}[kind]
     few = preset("quick", (28, 28, 1), 1000, kind)
     assert few.mixture.images == 1000
     assert few.mixture.images * few.vae.epochs == shown

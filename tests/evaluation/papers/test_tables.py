@@ -155,6 +155,22 @@ def test_of_several_measurements_the_one_with_most_images_counts_and_then_the_la
     assert worst.percent == pytest.approx(10.0)
 
 
+def test_the_cells_of_a_row_are_of_one_number_of_images():
+    few = [record(threat, "pgd", NINE, right) for threat, right in (("adaptive", 5), (WORST, 4))]
+    few.append(record("grey_box", "pgd", NINE, 80))
+    many = [record(threat, "pgd", NINE, 340, n=400) for threat in ("grey_box", WORST)]
+    for records in ([*few, *many], [*many, *few]):
+        found = cell(sources(*records), "pipeline", "pgd", NINE).readings
+        counts = {name: found[name].n for name in ("adaptive", "grey_box", WORST)}
+        assert counts == {
+            "adaptive": 100,
+            WORST: 100,
+            "grey_box": 100,
+        }
+        assert found[WORST].percent == pytest.approx(4.0)
+        assert found["grey_box"].percent == pytest.approx(80.0)
+
+
 def test_the_benign_row_is_the_benign_classifier_a_alone():
     source = sources(record("grey_box", "fgsm", NINE, 99, selector="benign", alone=62))
     found = cell(source, "benign", "fgsm", NINE)  # the paper prints 62.83
