@@ -13,7 +13,7 @@ from jax import export
 
 from memdef_jax.checks import InputError
 from memdef_jax.defenses.artifact import describe, to_artifact
-from tests.defenses.kinds import KINDS, made
+from tests.defenses.kinds import made
 
 MARGIN = jnp.zeros(10).at[3].set(1.0).at[5].set(-1.0)
 ELSEWHERE = """
@@ -54,7 +54,10 @@ def test_the_program_runs_alone_for_any_batch_and_can_be_differentiated(defense,
         np.testing.assert_allclose(found["gradient"], gradient, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory_defense"])
+_LONG = [pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("mad_vae", "classifier")]
+
+
+@pytest.mark.parametrize("kind", ["feature_denoiser", "hgd", *_LONG])
 def test_every_other_kind_is_exported_alike(kind, images):
     defense = made(kind)
     program = export.deserialize(bytearray(to_artifact(defense, ("cpu",))))

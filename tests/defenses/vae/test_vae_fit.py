@@ -108,6 +108,7 @@ def test_a_training_stopped_anywhere_ends_alike(trained, digits, tmp_path):
         assert same(defense.variables, trained[1][name].variables), name
 
 
+@pytest.mark.exhaustive
 def test_with_the_classifier_and_examples_of_another_run_it_ends_alike(trained, digits, tmp_path):
     fewer = dataclasses.replace(MIXTURE, attacks=("cw",))
     config = dataclasses.replace(TINY, mixture=fewer, variants=("vae",))
