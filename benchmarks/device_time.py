@@ -157,10 +157,10 @@ def _device_lines(trace: Any) -> Iterator[list[tuple[str, float, float]]]:
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
                 if planes or operation:
-                    name = event.name if operation in (None, event.name) else f"{operation}"
-                    kernel = "" if name == event.name else f" [{event.name}]"
-                    start = event.start_ns
-                    events.append((name + kernel[:60], start, start + event.duration_ns))
+                    name, start = event.name, event.start_ns
+                    if operation not in (None, name):
+                        name = f"{operation}{f' [{name}]'[:60]}"
+                    events.append((name, start, start + event.duration_ns))
             yield events
 
 
@@ -206,18 +206,15 @@ def measure(options: Options) -> str:
     whole = time.perf_counter() - began - tracing.overhead
     rows, others = [], []
     for stage, seconds in tracing.seconds.items():
-        if stage == "rest":
-            rows.append([stage, f"{seconds:.1f}", "", "", ""])
-            continue
-        if not tracing.traced.get(stage):  # too short a stage
-            rows.append([stage, f"{seconds:.1f}", f"{tracing.first[stage]:.1f}", "", ""])
+        row = [stage, f"{seconds:.1f}", f"{tracing.first[stage]:.1f}" if stage != "rest" else ""]
+        if not tracing.traced.get(stage):  # too short a stage, or none
+            rows.append([*row, "", ""])
             continue
         found = operations(traces / stage)
         total = sum(found.values())
         products = sum(spent for name, spent in found.items() if is_product(name))
         busy = total / max(tracing.traced[stage], 1e-9) / len(jax.local_devices())
-        shares = [f"{busy:.0%}", f"{products / max(total, 1e-12):.0%}"]
-        rows.append([stage, f"{seconds:.1f}", f"{tracing.first[stage]:.1f}", *shares])
+        rows.append([*row, f"{busy:.0%}", f"{products / max(total, 1e-12):.0%}"])
         longest = sorted(found.items(), key=lambda item: -item[1])
         rest = [(n, s) for n, s in longest if not is_product(n)][:SHOWN]
         others += [[stage, f"`{name}`", f"{s / max(total, 1e-12):.1%}"] for name, s in rest]

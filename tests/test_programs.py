@@ -389,7 +389,7 @@ def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing
     assert json.loads(numbers)["records"] == found
     assert page.startswith("<!doctype html>")
     shown = pages.Page(page)
-    assert len(shown.numbers) > 250
+    assert len(shown.numbers) > 125 * len(attacks)
     pages.check_numbers(shown, json.loads(numbers))
     assert text.split("\n\n")[1] in out
     for selector in ("benign", "in_loop"):

@@ -107,7 +107,8 @@ def paired_batches(
 
     def indices(step: int) -> dict[str, np.ndarray]:
         pair = data.batch_indices(len(adversarial), step, batch_size, seed)[rows]
-        return {"image": pair % len(split), "label": pair % len(split), "adversarial": pair}
+        image = pair % len(split)
+        return {"image": image, "label": image, "adversarial": pair}
 
     arrays = {"image": split.images, "label": split.labels, "adversarial": adversarial}
     return Gathered(arrays, indices)

@@ -1,6 +1,6 @@
 """A whole training killed at any of its writes ends, once resumed, as if it had not been killed.
 
-Three kills; more with, for example, MEMDEF_JAX_KILLS=20.
+Four kills; more with, for example, MEMDEF_JAX_KILLS=20.
 """
 
 import json
@@ -35,7 +35,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_a_training_killed_at_random_writes_ends_bit_for_bit_as_one_that_was_not(tmp_path):
-    kills, seed = int(os.environ.get("MEMDEF_JAX_KILLS", "3")), random.SystemRandom().randrange(999)
+    kills, seed = int(os.environ.get("MEMDEF_JAX_KILLS", "4")), random.SystemRandom().randrange(999)
     command = [sys.executable, "-W", "error", str(PROGRAM), str(tmp_path), str(kills), str(seed)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     # What takes less than the half second that conftest.py sets is compiled by every child anew.
