@@ -29,6 +29,7 @@ from memdef_jax.data.dataset import (
     to_float,
     validation_split,
 )
+from memdef_jax.data.joined import Joined
 from memdef_jax.data.loading import NAMES, load, prepare
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "DatasetInfo",
+    "Joined",
     "Split",
     "batch_indices",
     "celeba",

@@ -1,8 +1,17 @@
-"""Adversarial examples generated once, stored, and reused."""
+"""Adversarial examples generated once, stored, and reused.
+
+They lie in parts, folders with `images.npy` and, written last, `part.json` with its SHA-256. What
+trains on them maps these files and reads the rows of its batches: images for minutes of training
+are gigabytes, of which each process needs its share.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import pathlib
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -10,16 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memdef_jax import data, processes
+from memdef_jax import arrays, data, processes
 from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
-from memdef_jax.data import Split, to_float
+from memdef_jax.data import Joined, Split, to_float
+from memdef_jax.files import read_json, write_atomic
 from memdef_jax.training import Gathered, Reporter, make_mesh, put_batch, replicate
-from memdef_jax.training.checkpoints import read_tree, write_tree
 
 PART = 1000
-_PARTS = ("images", "success")
+_IMAGES, _ABOUT = "images.npy", "part.json"
+_RESULTS = ("images", "success")
+_PAUSES = (0, 1, 2, 4, 8, 16, 32)  # seconds; network file systems show new files that late
 
 
 def adversarial_examples(
@@ -29,7 +40,7 @@ def adversarial_examples(
     key: jax.Array,
     folder: pathlib.Path,
     reporter: Reporter,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Joined, np.ndarray]:
     """Attack every image of a split, in parts that are stored as they finish.
 
     A killed run makes only the parts that are missing; a damaged part is made again. Image i's
@@ -45,14 +56,15 @@ def adversarial_examples(
       reporter: told of progress.
 
     Returns:
-      Images float32 [N, H, W, C] and whether each fools the classifier, bool [N].
+      Images float32 [N, H, W, C], mapped from their files, and whether each fools the classifier,
+      bool [N].
 
     Raises:
       InputError: when the folder cannot be written.
     """
     starts = list(range(0, len(split), PART))
     parts = {start: folder / f"part_{start // PART:05d}" for start in starts}
-    found = {start: _read(parts[start], split[start : start + PART]) for start in starts}
+    found = {start: read_part(parts[start], split[start : start + PART]) for start in starts}
     missing = [start for start in starts if found[start] is None]
     processes.agree(f"the examples in {folder}", missing)
     reporter.start("adversarial examples", len(starts) - len(missing), len(starts), PART)
@@ -69,25 +81,27 @@ def adversarial_examples(
         batch = to_float(jnp.asarray(split.images[index])), split.labels[index], keys
         x, y, own_keys = put_batch(batch, mesh)
         result = attack(index).run(everywhere, x, y, key=own_keys)
-        return {f"{name} {start}": np.asarray(getattr(result, name))[:count] for name in _PARTS}
+        return {f"{name} {start}": np.asarray(getattr(result, name))[:count] for name in _RESULTS}
 
     done, together = len(starts) - len(missing), processes.count()
     for first in range(0, len(missing), together):
         turn = missing[first : first + together]
         own = dict(enumerate(turn)).get(processes.index())
-        arrays = processes.gathered(partial(made, own))
+        results = processes.gathered(partial(made, own))
         for start in turn:
-            images, success = (arrays[f"{name} {start}"] for name in _PARTS)
-            write_tree(parts[start], {"images": images, "success": success})
-            found[start] = images, success
+            images, success = (results[f"{name} {start}"] for name in _RESULTS)
+            write_part(parts[start], images, success)
             done += 1
             reporter.update(done, {"success_rate": float(success.mean())})
-    whole = [pair for pair in found.values() if pair is not None]
-    return np.concatenate([p[0] for p in whole]), np.concatenate([p[1] for p in whole])
+    processes.wait()
+    whole = [
+        found[start] or _read_written(parts[start], split[start : start + PART]) for start in starts
+    ]
+    return Joined(tuple(part[0] for part in whole)), np.concatenate([part[1] for part in whole])
 
 
 def paired_batches(
-    adversarial: np.ndarray,
+    adversarial: Joined,
     split: Split,
     batch_size: int,
     seed: int,
@@ -110,14 +124,15 @@ def paired_batches(
         image = pair % len(split)
         return {"image": image, "label": image, "adversarial": pair}
 
-    arrays = {"image": split.images, "label": split.labels, "adversarial": adversarial}
-    return Gathered(arrays, indices)
+    return Gathered(
+        {"image": split.images, "label": split.labels, "adversarial": adversarial}, indices
+    )
 
 
 def mixed_batches(
     split: Split,
-    adversarial: np.ndarray,
-    labels: np.ndarray,
+    adversarial: Joined,
+    chosen: np.ndarray,
     batch_size: int,
     seeds: tuple[int, int],
     rows: slice = slice(None),
@@ -125,9 +140,9 @@ def mixed_batches(
     """Batches by global step that alternate benign and adversarial samples, 1:1, as float32.
 
     Args:
-      split: benign images.
-      adversarial: images float32 [M, H, W, C].
-      labels: theirs, int32 [M].
+      split: benign images, N.
+      adversarial: images float32 [N, H, W, C], those of the split.
+      chosen: which of these are shown, int [M].
       batch_size: global, even.
       seeds: of the benign images' order and of the adversarial ones'.
       rows: of the global batch that are wanted.
@@ -135,26 +150,68 @@ def mixed_batches(
     wanted = np.arange(batch_size)[rows]
 
     def indices(step: int) -> dict[str, np.ndarray]:
-        sizes = (len(split), len(labels))
         benign, attacked = (
             data.batch_indices(size, step, batch_size // 2, seed)[wanted // 2]
-            for size, seed in zip(sizes, seeds)
+            for size, seed in zip((len(split), len(chosen)), seeds)
         )
-        index = np.where(wanted % 2 == 0, benign, len(split) + attacked)
-        return {"image": index, "label": index}
+        is_benign, attacked = wanted % 2 == 0, chosen[attacked]
+        return {
+            "image": np.where(is_benign, benign, len(split) + attacked),
+            "label": np.where(is_benign, benign, attacked),
+        }
 
-    images = np.concatenate([to_float(split.images), adversarial])
-    return Gathered({"image": images, "label": np.concatenate([split.labels, labels])}, indices)
+    images = Joined((to_float(split.images), *adversarial.parts))
+    return Gathered({"image": images, "label": split.labels}, indices)
 
 
-def _read(path: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray] | None:
-    """A stored part, None where it is absent or damaged."""
-    like = {
-        "images": jax.ShapeDtypeStruct(part.images.shape, np.float32),
-        "success": jax.ShapeDtypeStruct(part.labels.shape, np.bool_),
-    }
-    try:
-        stored = read_tree(path, like)
-    except InputError:
+def write_part(folder: pathlib.Path, images: np.ndarray, success: np.ndarray) -> None:
+    """Store a part: images float32 [N, H, W, C], and which fool the classifier, bool [N].
+
+    Raises:
+      InputError: when the folder cannot be written.
+    """
+    content = _header(images.shape) + np.ascontiguousarray(images, np.float32).tobytes()
+    about = {"sha256": hashlib.sha256(content).hexdigest(), "success": success.tolist()}
+    write_atomic(folder / _IMAGES, content)
+    write_atomic(folder / _ABOUT, json.dumps(about))
+
+
+def read_part(folder: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `write_part` stored of a part of a split, the images mapped; None if it is damaged."""
+    path = folder / _IMAGES
+    if not (path.is_file() and (folder / _ABOUT).is_file()):
         return None
-    return np.asarray(stored["images"]), np.asarray(stored["success"])
+    try:
+        about = read_json(folder / _ABOUT, "delete it.")
+        if about.get("sha256") != arrays.digest(path):
+            return None
+        header = _header(part.images.shape)  # compared, as parsing one trusts it
+        with path.open("rb") as file:
+            if file.read(len(header)) != header:
+                return None
+        images = np.memmap(path, np.float32, "r", len(header), part.images.shape)
+    except (InputError, ValueError, OSError):
+        return None
+    success = np.array(about.get("success"), dtype=object)
+    flags = success.shape == (len(part),) and all(isinstance(flag, bool) for flag in success)
+    return (images, success.astype(bool)) if flags else None
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Of a .npy file with float32 of a shape."""
+    buffer = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, about)
+    return buffer.getvalue()
+
+
+def _read_written(folder: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray]:
+    """A part that the first process has just stored."""
+    for pause in _PAUSES:
+        time.sleep(pause)
+        if (found := read_part(folder, part)) is not None:
+            return found
+    raise InputError(
+        f"{folder} was written and cannot be read; give all processes a folder that all of them "
+        "see, on a disk that works."
+    )

@@ -106,7 +106,7 @@ def together(folder):
     if processes.is_writer():
         leaves = jax.tree_util.tree_leaves_with_path(host)
         arrays = {jax.tree_util.keystr(place): leaf for place, leaf in leaves}
-        arrays |= {"images": made[0], "success": made[1], "collectives": collectives}
+        arrays |= {"images": np.asarray(made[0]), "success": made[1], "collectives": collectives}
         arrays["refusals"] = np.array(heard)
         np.savez(folder / "found.npz", **arrays)
 

@@ -166,7 +166,7 @@ class Stages:
         """The adversarial images against the classifier, made or read, beside their clean ones."""
         trainer, examples = self.trainer, self.examples
         split = data.subset(trainer.split, examples.images)
-        made = []
+        made: list[np.ndarray] = []
         for name in examples.attacks:
 
             def attack(index: np.ndarray, name: str = name) -> Attack:
@@ -176,9 +176,9 @@ class Stages:
             part = trainer.folder / "examples" / name
             fooled = Bound(self.spec.target(), target)
             found = adversarial_examples(attack, fooled, split, key, part, trainer.reporter)
-            made.append(found[0])
+            made += found[0].parts
         size = self.denoiser.batch_size
-        images, rows = np.concatenate(made), trainer.rows(size)
+        images, rows = data.Joined(tuple(made)), trainer.rows(size)
         batch = paired_batches(images, split, size, trainer.seed * 10 + 4, rows)
         return batch, data.steps_per_epoch(len(images), size)
 

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from memdef_jax import data
@@ -179,14 +180,12 @@ class _Training:
             trainer.folder / "examples",
             trainer.reporter,
         )
-        labels = trainer.split.labels
-        if settings.successful_only:
-            images, labels = images[success], labels[success]
+        chosen = np.flatnonzero(success) if settings.successful_only else np.arange(len(images))
         half = settings.batch_size // 2
-        if len(images) < half:
+        if len(chosen) < half:
             raise InputError(
                 f"batch size {settings.batch_size} cannot be half adversarial with "
-                f"{len(images)} examples that fool the benign classifier; "
+                f"{len(chosen)} examples that fool the benign classifier; "
                 "use a smaller one, a larger eps, or successful_only=False."
             )
         seeds = (trainer.seed * 10 + 5, trainer.seed * 10 + 4)
@@ -200,7 +199,7 @@ class _Training:
             selector_loss(trained, settings, in_loop=False),
             jax.device_get(benign) if settings.warm_start else fresh,
             adam(settings.learning_rate, steps, settings.weight_decay),
-            mixed_batches(trainer.split, images, labels, settings.batch_size, seeds, rows),
+            mixed_batches(trainer.split, images, chosen, settings.batch_size, seeds, rows),
             steps,
             settings.batch_size,
         )

@@ -20,7 +20,7 @@ from memdef_jax.attacks import FGSM, RFGSM, CarliniWagnerL2, DeepFool, presets
 from memdef_jax.attacks.attack import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError, check_eps
-from memdef_jax.data import Split, to_float
+from memdef_jax.data import Joined, Split, to_float
 from memdef_jax.defenses.examples import adversarial_examples
 from memdef_jax.training import Reporter
 
@@ -129,7 +129,7 @@ def stored_pairs(
     key: jax.Array,
     folder: pathlib.Path,
     reporter: Reporter,
-) -> np.ndarray:
+) -> Joined:
     """Every adversarial image of a mixture, made once and kept in the folder.
 
     Returns:
@@ -139,7 +139,7 @@ def stored_pairs(
     Raises:
       InputError: when the folder cannot be written.
     """
-    made = []
+    made: list[np.ndarray] = []
     for turn in range(mixture.rounds or mixture.levels):
         for name in mixture.attacks:
 
@@ -148,8 +148,8 @@ def stored_pairs(
 
             own = jax.random.fold_in(key, NAMES.index(name) + len(NAMES) * turn)
             part = folder / f"{name}_{turn}"
-            made.append(adversarial_examples(attack, logits_fn, split, own, part, reporter)[0])
-    return np.concatenate(made)
+            made += adversarial_examples(attack, logits_fn, split, own, part, reporter)[0].parts
+    return Joined(tuple(made))
 
 
 def attacked_batch(
