@@ -39,6 +39,7 @@ def start(mode, folder):
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": flags,
+            "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA remarks on a slow machine
             "JAX_PLATFORMS": "cpu",
             joining.ADDRESS: f"127.0.0.1:{port}",
             joining.COUNT: "2",
