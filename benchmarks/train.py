@@ -32,7 +32,7 @@ from memdef_jax.defenses.memory.stack import stack_loss
 from memdef_jax.defenses.selector import adam, selector_loss
 from memdef_jax.files import write_atomic
 from memdef_jax.nn import classifier
-from memdef_jax.training import AXIS, TrainState, make_mesh, make_step, put_batch, replicate, shard
+from memdef_jax.training import AXIS, TrainState, make_mesh, make_step, replicate, shard, step_batch
 
 RATE = 1e-3
 
@@ -114,6 +114,7 @@ class Sides:
         self._mesh, self._key = make_mesh(1), jax.random.key(2)
         optimizer = adam(RATE, 1, cosine=False)
         self._step = shard(make_step(job.loss, optimizer), self._mesh)
+        self._taken = jax.jit(lambda batch: batch["label"][0], keep_unused=True)
         self._state = replicate(TrainState.create(job.variables, optimizer), self._mesh)
         self._module = job.module.to(options.device).train()
         self._adam = torch.optim.Adam(self._module.parameters(), RATE)
@@ -123,14 +124,14 @@ class Sides:
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
 
     def host_batch(self) -> Any:
-        """The next batch, on the device."""
+        """The next batch, as a step takes it."""
         self._at += 1
         image, label = data.train_batch(self._split, self._at, self._options.batch_size, 0)
-        return put_batch({"image": image, "label": label}, self._mesh)
+        return step_batch({"image": image, "label": label}, self._mesh)
 
     def batches(self) -> Any:
-        """A turn's batches alone: what the input costs."""
-        return [self.host_batch() for _ in range(self._options.steps)]
+        """A turn's batches, gathered and given to a program that leaves them: the input's cost."""
+        return [self._taken(self.host_batch()) for _ in range(self._options.steps)]
 
     def ours(self) -> Any:
         """A turn."""

@@ -15,6 +15,7 @@ from memdef_jax.training.state import (
     put_batch,
     replicate,
     shard,
+    step_batch,
 )
 from memdef_jax.training.validation import History, Validation
 
@@ -40,5 +41,6 @@ __all__ = [
     "replicate",
     "scanned",
     "shard",
+    "step_batch",
     "train",
 ]

@@ -18,7 +18,7 @@ from memdef_jax.preemption import Preempted, saving_first
 from memdef_jax.training import checkpoints
 from memdef_jax.training.metrics import MetricsLog, open_metrics, read_metrics
 from memdef_jax.training.resident import Scan
-from memdef_jax.training.state import Metrics, Step, TrainState, check_batch, put_batch, replicate
+from memdef_jax.training.state import Metrics, Step, TrainState, check_batch, replicate, step_batch
 from memdef_jax.training.validation import Validation, Validator, nothing
 
 
@@ -176,7 +176,7 @@ def _advanced(
     scan = stage.scan
     if scan and not any(any(_due(stage, done + more)) for more in range(1, scan.length)):
         return scan.length, *scan(state, done, key)
-    return 1, *stage.step(state, put_batch(stage.batch(done), mesh), key)
+    return 1, *stage.step(state, step_batch(stage.batch(done), mesh), key)
 
 
 def _save(log: MetricsLog, store: pathlib.Path, step: int, state: TrainState) -> None:

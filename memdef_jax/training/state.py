@@ -211,6 +211,15 @@ def put_batch(batch: Any, mesh: Mesh, many: bool = False) -> Any:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split, rows), batch)
 
 
+def step_batch(batch: Any, mesh: Mesh) -> Any:
+    """A host batch as a jitted step over the mesh takes it.
+
+    That is `put_batch`, but for a mesh of one device: there the step itself takes arrays of the
+    host, at a tenth of the cost of placing them.
+    """
+    return put_batch(batch, mesh) if mesh.devices.size > 1 else batch
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copy a tree, the same in every process, to every device of the mesh."""
     everywhere = NamedSharding(mesh, PartitionSpec())
