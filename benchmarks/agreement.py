@@ -100,13 +100,12 @@ def main(
 def _markdown(environment: Record, rows: Sequence[Record]) -> str:
     header = ("model", "check", "measured", "needs", "verdict")
     lines = [(*row["key"], row["numbers"], row["needs"], row["verdict"]) for row in rows]
-    title = "# Attacks beside other libraries, and beside each other\n\n"
+    title = "Attacks beside other libraries, and beside each other"
     words = (
-        "\nMedians are over images that the model classifies correctly; a failed attack counts as "
+        "Medians are over images that the model classifies correctly; a failed attack counts as "
         "an infinite norm in every library. Each library is judged on its own copy of the model."
-        "\n\n"
     )
-    return title + ledger.preamble(environment) + words + ledger.markdown_table(header, lines)
+    return ledger.page(title, environment, words, ledger.markdown_table(header, lines))
 
 
 if __name__ == "__main__":

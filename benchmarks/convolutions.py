@@ -72,8 +72,8 @@ def main(out: pathlib.Path | None = None) -> None:
         shape = f"{size}x{size}x{c_in} to {c_out}, {kernel}x{kernel} by {stride}"
         rows.append((shape, f"{plain:.2f}", f"{prepared:.2f}", f"{plain / prepared:.2f}"))
     header = ("convolution", "XLA's default, ms", "as the programs, ms", "ratio")
-    about = ledger.preamble(ledger.environment(batch=BATCH))
-    text = f"# Convolutions on a CPU\n\n{about}\n{ledger.markdown_table(header, rows)}"
+    about = ledger.environment(batch=BATCH)
+    text = ledger.page("Convolutions on a CPU", about, ledger.markdown_table(header, rows))
     print(text)
     if out is not None:
         write_atomic(out, text)

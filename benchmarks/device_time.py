@@ -219,20 +219,14 @@ def measure(options: Options) -> str:
         rest = [(n, s) for n, s in longest if not is_product(n)][:SHOWN]
         others += [[stage, f"`{name}`", f"{s / max(total, 1e-12):.1%}"] for name, s in rest]
     header = ("stage", "s", "to its first update, s", "device busy", "products of it")
-    return "\n".join(
-        [
-            f"# {options.preset} preset on {options.dataset}: {whole:.0f} s",
-            "",
-            ledger.preamble(ledger.environment()),
-            f"Traces took {tracing.overhead:.1f} s more. Busy: the sum over "
-            "streams, or over threads of a CPU. Products: convolutions and matrix products.",
-            "",
-            ledger.markdown_table(header, rows),
-            "",
-            "## Longest of the others",
-            "",
-            ledger.markdown_table(("stage", "operation", "of the device's time"), others),
-        ]
+    return ledger.page(
+        f"{options.preset} preset on {options.dataset}: {whole:.0f} s",
+        ledger.environment(),
+        f"Traces took {tracing.overhead:.1f} s more. Busy: the sum over streams, or over threads "
+        "of a CPU. Products: convolutions and matrix products.",
+        ledger.markdown_table(header, rows),
+        "## Longest of the others",
+        ledger.markdown_table(("stage", "operation", "of the device's time"), others),
     )
 
 

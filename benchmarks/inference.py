@@ -98,10 +98,10 @@ def main(options: Options) -> None:
         "with memory / without",
     )
     rows, machine = measure(options)
-    preamble = ledger.preamble(ledger.environment(options.threads))
     words = "The whole pipeline; a ratio to torch below 1 is in our favour."
     table = ledger.markdown_table(header, rows)
-    text = "\n".join(["# Inference", "", preamble, words, machine, "", table])
+    about = ledger.environment(options.threads)
+    text = ledger.page("Inference", about, f"{words}\n{machine}", table)
     write_atomic(options.out, text)
     print(text)
 

@@ -131,6 +131,12 @@ def preamble(environment: Mapping[str, Any]) -> str:
     return "\n".join(words) + "\n"
 
 
+def page(title: str, environment: Mapping[str, Any], *paragraphs: str) -> str:
+    """A whole page of Markdown: title, `preamble`, paragraphs and tables."""
+    parts = [f"# {title}", preamble(environment), *paragraphs]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

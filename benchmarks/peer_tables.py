@@ -40,25 +40,25 @@ def tables(environment: Record, rows: Sequence[Record]) -> str:
     """All tables as Markdown."""
     attacked = [row for row in rows if row["key"][1] != "share"]
     shares = [row for row in rows if row["key"][1] == "share"]
-    parts = ["# Speed of the attacks beside other libraries\n", ledger.preamble(environment)]
+    parts = []
     for field, title in (
         ("images_per_second", "Images a second, warm"),
         ("seconds", "Seconds to the final robust accuracy (and, beside them, of compilation)"),
         ("outcome", "What was reached: robust accuracy, for CW and DeepFool the median L2 norm"),
     ):
-        parts += [f"## {title}\n", _table(attacked, field)]
+        parts += [f"## {title}", _table(attacked, field)]
     parts += [
         "Scaled marks a peer measured on fewer images, because it goes image by image or takes "
         "hours; `no search`: torchattacks' CW has one c for all images and runs all iterations "
         "with it. The best peer is the best of those that fool at least nine tenths of the images "
-        "that ours fools.\n",
-        "## The model's own share of PGD's time\n",
+        "that ours fools.",
+        "## The model's own share of PGD's time",
         ledger.markdown_table(
             ("model", "work", "gradients alone", "PGD, called eagerly", "PGD, jitted", "share"),
             [_share(row) for row in shares],
         ),
     ]
-    return "\n".join(parts)
+    return ledger.page("Speed of the attacks beside other libraries", environment, *parts)
 
 
 def _table(rows: Sequence[Record], field: str) -> str:

@@ -147,8 +147,8 @@ def main(options: Options) -> None:
         f"Seconds to purify {options.images} images of 28x28; a ratio below 1 is in our favour. "
         "The paper prints 9.03 s on a Titan Xp and does not say how many images at once."
     )
-    preamble = ledger.preamble(ledger.environment(options.threads))
-    text = "\n".join(["# Purification by Defense-VAE", "", preamble, words, "", table])
+    about = ledger.environment(options.threads)
+    text = ledger.page("Purification by Defense-VAE", about, words, table)
     write_atomic(options.out, text)
     print(text)
 

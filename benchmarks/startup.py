@@ -56,10 +56,9 @@ def main(out: pathlib.Path = pathlib.Path("results/startup_cpu.md"), repeats: in
     """
     first_step()
     seconds = sorted(first_step() for _ in range(repeats))
-    preamble = ledger.preamble(ledger.environment())
     words = "`make demo` on Fashion-MNIST, already prepared, until its first training step, warm:"
     found = f"{seconds[0]:.1f} to {seconds[-1]:.1f} s in {repeats} runs."
-    text = "\n".join(["# Start", "", preamble, f"{words} {found}", ""])
+    text = ledger.page("Start", ledger.environment(), f"{words} {found}")
     write_atomic(out, text)
     print(text)
 

@@ -215,10 +215,10 @@ def main(options: Options) -> None:
         "input's share",
     )
     rows, machine = measure(options)
-    preamble = ledger.preamble(ledger.environment(options.threads))
     table = ledger.markdown_table(header, rows)
     words = "A ratio to torch below 1 is in our favour; the input is gathering and moving batches."
-    text = "\n".join(["# Training", "", preamble, words, machine, "", table])
+    about = ledger.environment(options.threads)
+    text = ledger.page("Training", about, f"{words}\n{machine}", table)
     write_atomic(options.out, text)
     print(text)
 

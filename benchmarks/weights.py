@@ -115,10 +115,8 @@ def main(only: str = "", out: pathlib.Path = pathlib.Path("results/weights_cpu.m
         header = ("specification", "ours in torch", "torch's here")
         table = ledger.markdown_table(header, rows)
         words = "Largest difference of a logit, as a share of the largest, on random images."
-        preamble = ledger.preamble(ledger.environment())
-        write_atomic(
-            out, "\n".join(["# Weights to torch and back", "", preamble, words, "", table])
-        )
+        about = ledger.environment()
+        write_atomic(out, ledger.page("Weights to torch and back", about, words, table))
 
 
 if __name__ == "__main__":

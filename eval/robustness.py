@@ -44,7 +44,7 @@ def main(
     """Measure the robustness of a run's defenses.
 
     Args:
-      run: folder that train.memory_defense filled.
+      run: folder that a training filled.
       suite: paper (Memory Defense's attacks and settings, every threat model), defense_vae,
         mad_vae or feature_denoiser (their attacks and settings), standard (AutoAttack), adaptive
         (what fits the defense best, and curves over eps) or quick.
