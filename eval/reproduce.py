@@ -37,7 +37,7 @@ def main(
       run: folder of the runs, one a row.
       paper: whose tables.
       table: which of them; all by default.
-      datasets: only rows on these, for example mnist fashion_mnist cifar10-jpeg; all by default.
+      datasets: only rows on these, for example mnist fashion_mnist; all by default.
       preset: of the training; quick takes minutes a row on a CPU, paper is for a GPU.
       count: test images of each measurement; 0 for all.
       cw_count: test images for CW-L2.
