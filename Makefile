@@ -22,12 +22,15 @@ $(STAMP): $(wildcard requirements/*.txt)
 demo: setup      ## train Memory Defense on Fashion-MNIST, attack it, print what holds (13 minutes)
 	$(PY) -m eval.demo --run $(RUN)
 
-# Whole files to a worker, because its tests share what was expensive to make.
+# Whole files to a worker, because its tests share what was expensive to make; in their order, as the
+# files with the fewest tests, which are last else, are the longest.
+TEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: setup      ## every test, warnings as errors
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(TEST)
 
 test-all: setup  ## those too that show in another place what a test above shows
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m ""
+	$(TEST) -m ""
 
 lint: setup      ## style, format, types
 	$(PY) -m ruff check .

@@ -344,7 +344,7 @@ def test_an_evaluation_that_was_killed_goes_on_as_if_it_had_not(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "attacks",
-    [("fgsm", "cw"), pytest.param(("fgsm", "bim", "pgd", "cw"), marks=pytest.mark.exhaustive)],
+    [("fgsm",), pytest.param(("fgsm", "bim", "pgd", "cw"), marks=pytest.mark.exhaustive)],
 )
 def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing_anew(
     attacks, start, monkeypatch, tmp_path
@@ -372,7 +372,7 @@ def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing
     for selector in ("benign", "in_loop"):
         assert (selector, "none", "clean") in cells
         assert cells >= {(selector, t, a) for t in (*THREATS, WORST) for a in attacks}
-    linf = len(attacks) - 1
+    linf = len({*attacks} - {"cw"})
     assert len(found) == len(cells) + 2 * (len(THREATS) + 1) * linf + 2  # a second eps
     for record in found:
         assert {"dataset", "defense", "threat", "attack", "norm", "eps", "n", "seed"} <= set(record)
