@@ -16,7 +16,7 @@ from memdef_jax.defenses.memory.stack import StackConfig
 from memdef_jax.defenses.plain import PlainDefense
 from memdef_jax.defenses.presets import PRESETS, preset
 from memdef_jax.defenses.selector import SelectorConfig
-from memdef_jax.defenses.store import load, load_run, save
+from memdef_jax.defenses.store import is_finished, load, load_run, save
 from memdef_jax.defenses.target import ClassifierConfig
 from memdef_jax.defenses.vae.defense_vae import DefenseVAEConfig
 from memdef_jax.defenses.vae.mad_vae import MADVAEConfig
@@ -53,6 +53,7 @@ __all__ = [
     "VAEDefense",
     "VAEDefenseSpec",
     "fit",
+    "is_finished",
     "load",
     "load_run",
     "preset",

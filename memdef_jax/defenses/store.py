@@ -168,10 +168,24 @@ def load_run(folder: pathlib.Path) -> dict[str, Any]:
       InputError: when there is no run, or it is unfinished, damaged or of a newer version, or
         names something outside its folder.
     """
+    if not is_finished(folder):
+        raise InputError(f"{folder} holds an unfinished run; train there until the end first.")
+    return {name: load(path) for name, path in _paths(folder).items()}
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a run has all the defenses that it was started for; none is read.
+
+    Raises:
+      InputError: when there is no run, or its description is damaged or of a newer version.
+    """
+    paths = _paths(folder).values()
+    return bool(paths) and all((path / _FILE).is_file() for path in paths)
+
+
+def _paths(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Where a run's defenses are, or will be."""
     names = read_run(folder).get("defenses") or []
     if not isinstance(names, list) or len(names) > 1000:
         raise InputError(f"{folder} is damaged: its defenses are no names; {_AGAIN}")
-    paths = {name: below(below(folder, "defenses"), name) for name in names}
-    if not paths or not all((path / _FILE).is_file() for path in paths.values()):
-        raise InputError(f"{folder} holds an unfinished run; train there until the end first.")
-    return {name: load(path) for name, path in paths.items()}
+    return {name: below(below(folder, "defenses"), name) for name in names}

@@ -102,7 +102,7 @@ def _blank(
     name = "-".join((*kind, row.dataset, row.classifier, *(() if usual else row.trained)))
     run = folder / name if source is None else source.folder
     systems = {c.printed.system for c in cells}
-    found = [] if source is not None else [_training(paper, row, run, systems)]
+    found = [] if source and source.finished else [_training(paper, row, run, systems)]
     substitutes = dict.fromkeys(c.printed.substitute for c in cells if c.printed.substitute)
     if any(c.printed.substitute is None and c.printed.attack not in LATENT for c in cells):
         found.append(f"-m eval.robustness --run {shlex.quote(str(run))} --suite {paper}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memdef_jax.checks import InputError
+from memdef_jax.defenses import is_finished
 from memdef_jax.evaluation.papers.printed_text import EPS
 from memdef_jax.evaluation.papers.published import same_eps
 from memdef_jax.evaluation.papers.published_vae import (
@@ -51,6 +52,7 @@ class Source:
       trained: attacks that its purifiers learned from, in the order of the alphabet; of a
         classifier the recipe that it was trained by, and its eps.
       variants: that it has.
+      finished: whether its training has come to its end.
       records: of its sweeps.
       substitutes: readings of attacks on substitutes, by substitute and system.
       overpowered: the same of the Overpowered attack, by what is counted and variant.
@@ -63,6 +65,7 @@ class Source:
     classifier: str
     trained: tuple[str, ...]
     variants: tuple[str, ...]
+    finished: bool = True
     records: Sequence[Record] = ()
     substitutes: Mapping[tuple[str, str], Mapping[str, Reading]] = dataclasses.field(
         default_factory=dict
@@ -153,6 +156,7 @@ def _read_source(folder: pathlib.Path, run: Mapping[str, Any]) -> Source:
         classifier=classifier,
         trained=trained,
         variants=variants,
+        finished=is_finished(folder),
         records=select(records, dataset=dataset, fingerprint=fingerprint),
         substitutes=substitutes,
         overpowered=overpowered,

@@ -1,5 +1,6 @@
 """Working off a paper's blank rows: what is run, what a failure does, and how it ends."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from memdef_jax.evaluation.papers import reproduction
 from memdef_jax.evaluation.papers.published_vae import Row
 from memdef_jax.evaluation.papers.reproduction import Options, plan, work_off
 from memdef_jax.evaluation.papers.vae_blanks import Blank
+from memdef_jax.training.run import VERSION
 
 ROW = Row("defense_vae", "mnist", "a", ())
 
@@ -27,6 +29,28 @@ def test_an_empty_folder_gets_every_row_of_a_table_trained_and_measured(tmp_path
     assert sweep[1] == "eval.robustness"
     assert sweep[-5:] == ("--count", "0", "--cw-count", "7", "--no-examine")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_row_whose_training_was_stopped_is_trained_to_its_end(tmp_path):
+    rows = plan(tmp_path, "defense_vae", (1,), ("mnist",), Options())
+    config = {"classifier": {"architecture": "a"}, "mixture": {"attacks": ["fgsm", "rfgsm", "cw"]}}
+    run = {
+        "kind": "defense_vae",
+        "dataset": "mnist",
+        "fingerprint": "f",
+        "config": config,
+        "defenses": ["vae", "rec", "e2e"],
+    }
+    folder = tmp_path / "mnist-a"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"version": VERSION, "run": run}))
+    assert plan(tmp_path, "defense_vae", (1,), ("mnist",), Options()) == rows
+    for name in run["defenses"]:
+        (folder / "defenses" / name).mkdir(parents=True)
+        (folder / "defenses" / name / "defense.json").touch()
+    first, *others = plan(tmp_path, "defense_vae", (1,), ("mnist",), Options())
+    assert first.commands == rows[0].commands[1:]
+    assert others == rows[1:]
 
 
 def test_rows_that_only_compare_training_attacks_leave_end_to_end_training_out(tmp_path):

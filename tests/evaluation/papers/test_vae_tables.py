@@ -20,8 +20,16 @@ VARIANTS = {
 }
 
 
-def write_run(folder, dataset="mnist", classifier="a", attacks=THREE, kind="defense_vae", **fields):
-    """A run's description, as training leaves it."""
+def write_run(
+    folder,
+    dataset="mnist",
+    classifier="a",
+    attacks=THREE,
+    kind="defense_vae",
+    finished=True,
+    **fields,
+):
+    """A run's description, as training leaves it, and places for its defenses."""
     folder.mkdir(parents=True)
     config = {"classifier": {"architecture": classifier}, "mixture": {"attacks": list(attacks)}}
     run = {
@@ -31,8 +39,12 @@ def write_run(folder, dataset="mnist", classifier="a", attacks=THREE, kind="defe
         "config": config,
         "defenses": list(VARIANTS.get(kind, ())),
     }
-    content = {"version": VERSION, "run": run | fields}
+    run |= fields
+    content = {"version": VERSION, "run": run}
     (folder / "run.json").write_text(json.dumps(content))
+    for name in run["defenses"] if finished else ():
+        (folder / "defenses" / name).mkdir(parents=True)
+        (folder / "defenses" / name / "defense.json").touch()
     return folder
 
 
