@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,13 +84,14 @@ def train_substitute(
     most_new: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
+    apply_in_training: Callable[[Any, jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Substitute:
     """Train a substitute from an oracle's labels (Papernot et al. 2017, arXiv 1602.02697, alg. 1).
 
     Each round labels the new images, trains on all so far, and, but for the last, adds as many
     again by `jacobian_augmentation`. The defaults are those of Defense-GAN and Defense-VAE, which
     start from 150 test images (and leave these out of the test): 150 * 2^5 = 4800 queries. From
-    round to round the parameters are kept and Adam starts afresh. Dropout is not drawn.
+    round to round the parameters are kept and Adam starts afresh.
 
     Args:
       oracle: the attacked model as images -> logits, of which only the largest is looked at; where
@@ -98,7 +100,8 @@ def train_substitute(
         `operator.call` with the module as `params`.
       params: where to start, a pytree; its floating arrays are trained.
       seeds: float32 images [N, H, W, C] in [0, 1] to begin with.
-      key: a typed key, which orders the batches and draws the images of `most_new`.
+      key: a typed key, which orders the batches and draws the images of `most_new` and what is
+        random in training.
       rounds: of training, one more than augmentations.
       epochs: passes over the images in each.
       step: of the augmentation in [0, 1] pixels.
@@ -109,6 +112,9 @@ def train_substitute(
         "reservoir sampling"), so that queries grow linearly. None doubles every time.
       batch_size: images a training step; the last of an epoch is filled up with its first images.
       learning_rate: of Adam.
+      apply_in_training: the substitute while its parameters are fitted, where that differs, as
+        with dropout: `apply_in_training(params, x, keys) -> logits` with a typed key an image,
+        [B]. Augmentation is by `apply` always, as in Defense-GAN's code.
 
     Returns:
       The trained model, what it cost and how far it agrees.
@@ -131,7 +137,7 @@ def train_substitute(
     check_count("most_new", 1 if most_new is None else most_new)
     check_number("step", abs(step))
     check_number("learning_rate", learning_rate, above_zero=True)
-    draw = _generator(key)
+    draw, passes = _generator(key), 0
     asked = asked.judge or asked
     _check_classes(model, asked, seeds)
 
@@ -139,8 +145,10 @@ def train_substitute(
     answers = lambda fn, x: _in_batches(_answers, fn, batch_size, x)  # noqa: E731
     labels = answers(asked, images)
     for turn in range(rounds):
-        order = [_batches(len(images), batch_size, draw) for _ in range(epochs)]
-        model = _fit(model, images, labels, np.concatenate(order), learning_rate)
+        order = np.concatenate([_batches(len(images), batch_size, draw) for _ in range(epochs)])
+        rule = partial(_train_step, apply_in_training, learning_rate, key)
+        model = _fit(rule, model, images, labels, order, passes)
+        passes += len(order)
         if turn + 1 == rounds:
             break
         sign = -1 if period is not None and turn // period % 2 else 1
@@ -192,12 +200,17 @@ def _batches(total: int, size: int, draw: np.random.Generator) -> np.ndarray:
 
 
 def _fit(
-    model: LogitsFunction, images: np.ndarray, labels: np.ndarray, batches: np.ndarray, rate: float
+    rule: Callable[..., tuple[LogitsFunction, optax.OptState]],
+    model: LogitsFunction,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batches: np.ndarray,
+    passes: int,
 ) -> LogitsFunction:
-    """Train with Adam, from its first step, on the given batches [n, size]."""
+    """Train with Adam, from its first step, on batches [n, size], after so many earlier ones."""
     state = _ADAM.init(_free(model))
-    for chosen in batches:
-        model, state = _train_step(model, state, images[chosen], labels[chosen], rate)
+    for number, chosen in enumerate(batches, passes):
+        model, state = rule(number, model, state, images[chosen], labels[chosen])
     return model
 
 
@@ -226,16 +239,29 @@ def _free(model: LogitsFunction) -> tuple[Any, ...]:
 _ADAM = optax.scale_by_adam()  # without a rate, which is an argument of the compiled step
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=0)
 def _train_step(
-    model: LogitsFunction, state: optax.OptState, x: jax.Array, labels: jax.Array, rate: jax.Array
+    apply_in_training: Callable[[Any, jax.Array, jax.Array], jax.Array] | None,
+    rate: jax.Array,
+    key: jax.Array,
+    number: jax.Array,
+    model: LogitsFunction,
+    state: optax.OptState,
+    x: jax.Array,
+    labels: jax.Array,
 ) -> tuple[LogitsFunction, optax.OptState]:
     def with_free(free: tuple[Any, ...]) -> LogitsFunction:
         both = zip(free, model.arrays, strict=True)
         return replace(model, arrays=tuple(b if a is None else a for a, b in both))
 
     def loss(free: tuple[Any, ...]) -> jax.Array:
-        return jnp.mean(objectives.cross_entropy(with_free(free)(x), labels))
+        fn = with_free(free)
+        if apply_in_training is None:
+            logits = fn(x)
+        else:
+            keys = jax.random.split(jax.random.fold_in(key, number), len(x))
+            logits = apply_in_training(fn.function.args[-1], x, keys)
+        return jnp.mean(objectives.cross_entropy(logits, labels))
 
     free = _free(model)
     direction, state = _ADAM.update(jax.grad(loss)(free), state)

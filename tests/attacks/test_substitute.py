@@ -115,6 +115,32 @@ def test_signs_alternate_and_growth_can_be_bounded(oracle, monkeypatch):
     np.testing.assert_allclose(steps, np.array([1, 1, -1, -1, 1]) * 0.2)
 
 
+def test_what_is_random_in_training_gets_a_key_of_its_own_for_every_image_and_step(oracle):
+    seen = []
+    note = lambda words: seen.extend(map(tuple, np.asarray(words).tolist()))  # noqa: E731
+
+    def noisy(params, x, keys):
+        jax.debug.callback(note, jax.random.key_data(keys))
+        return apply(params, x)
+
+    same, plain = train(oracle, apply_in_training=noisy), train(oracle)
+    jax.effects_barrier()
+    # Two batches of 16 an epoch in the first round, then 4 and 8, five epochs each.
+    assert len(seen) == len(set(seen)) == 16 * 5 * (2 + 4 + 8)
+    np.testing.assert_allclose(
+        same.logits_fn(points(5)), plain.logits_fn(points(5)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_parameters_are_fitted_by_what_is_given_for_training(oracle):
+    def frozen(params, x, keys):
+        return apply({**params, "in": jax.lax.stop_gradient(params["in"])}, x)
+
+    learned = train(oracle, apply_in_training=frozen).logits_fn.args[0]
+    np.testing.assert_array_equal(learned["in"], initial()["in"])
+    assert (learned["out"] != initial()["out"]).any()
+
+
 def test_a_module_that_is_called_and_a_random_oracle(oracle):
     @jax.tree_util.register_dataclass
     @dataclass(frozen=True)

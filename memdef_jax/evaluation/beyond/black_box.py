@@ -107,6 +107,8 @@ def divide(test: Split, count: int | None) -> tuple[Split, Split]:
 def learn(architecture: str, oracle: Logits, seeds: Split, classes: int, seed: int) -> Substitute:
     """Train a substitute with Defense-VAE's settings, the defaults of `train_substitute`.
 
+    Its dropout is drawn in training, as in Defense-GAN's code, which both papers follow.
+
     Args:
       architecture: one of `nn.CLASSIFIERS`.
       oracle: whose answers it learns.
@@ -118,7 +120,14 @@ def learn(architecture: str, oracle: Logits, seeds: Split, classes: int, seed: i
     module = classifier(architecture, classes)
     x = to_float(jnp.asarray(seeds.images))
     start = Bound(module, jax.jit(module.init)(keys[0], x[:1]))
-    return train_substitute(oracle, operator.call, start, x, key=keys[1])
+    return train_substitute(
+        oracle, operator.call, start, x, key=keys[1], apply_in_training=_with_dropout
+    )
+
+
+def _with_dropout(bound: Bound, x: jax.Array, keys: jax.Array) -> jax.Array:
+    logits: Any = bound.module.apply(bound.variables, x, train=True, dropout_keys=keys)
+    return logits
 
 
 def measure(

@@ -3,7 +3,10 @@
 import dataclasses
 import importlib
 import json
+import operator
+from functools import partial
 from typing import ClassVar
+from unittest import mock
 
 import flax.linen
 import jax
@@ -14,6 +17,7 @@ import tyro
 from scipy.stats import binomtest
 
 from memdef_jax import nn
+from memdef_jax.attacks import train_substitute
 from memdef_jax.checks import InputError
 from memdef_jax.data import Split
 from memdef_jax.data.dataset import make_dataset
@@ -34,13 +38,13 @@ class Tiny(flax.linen.Module):
     axis_name: str | None = None
 
     @flax.linen.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False, dropout_keys=None):
         return flax.linen.Dense(self.classes)(x.reshape(len(x), -1))
 
 
 class Normalised(Tiny):
     @flax.linen.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False, dropout_keys=None):
         return Tiny(self.classes)(flax.linen.BatchNorm(use_running_average=True)(x))
 
 
@@ -159,7 +163,9 @@ def test_the_attacker_begins_with_the_first_images_and_asks_the_oracle(measured,
     assert asked[1:] == list(defenses.values())
     for _, seeds, settings, _ in seen.trained:
         np.testing.assert_allclose(seeds, dataset.test.images[:SEEDS] / 255, atol=1e-7)
-        assert set(settings) == {"key"}, "Defense-VAE's settings are the defaults"
+        assert set(settings) == {"key", "apply_in_training"}, (
+            "Defense-VAE's settings are the defaults"
+        )
 
 
 def test_what_is_attacked_comes_after_and_stays_within_eps(measured, dataset):
@@ -213,6 +219,35 @@ def test_true_labels_of_the_attackers_images_are_not_looked_at(
     config = dataclasses.replace(BASIC, oracle="undefended")
     rows = black_box.measure(defenses, other, config, tmp_path)["rows"]
     assert rows == measured[1]["rows"][:1]
+
+
+def test_a_substitute_with_dropout_is_trained_with_it(oracle_of_digits, digits):
+    """Classifiers D and E of the papers differ in nothing else."""
+    seeds = digits.test.take(20)
+    images = jnp.asarray(seeds.images, jnp.float32) / 255
+    found = {}
+    with mock.patch.object(
+        black_box, "train_substitute", partial(train_substitute, rounds=1, epochs=2)
+    ):
+        for name in ("d", "e"):
+            learned = black_box.learn(name, oracle_of_digits, seeds, 10, 0)
+            found[name] = np.asarray(learned.logits_fn(images))
+    start = learned.logits_fn.args[0].module
+    keys = jax.random.split(jax.random.key(0))
+    bound = nn.Bound(start, jax.jit(start.init)(keys[0], images[:1]))
+    plain = train_substitute(
+        oracle_of_digits, operator.call, bound, images, key=keys[1], rounds=1, epochs=2
+    )
+    np.testing.assert_allclose(found["e"], plain.logits_fn(images), rtol=1e-4, atol=1e-5)
+    assert np.abs(found["d"] - found["e"]).max() > 1e-2
+
+
+@pytest.fixture
+def oracle_of_digits(digits):
+    """The class whose mean image is nearest."""
+    plain = digits.train.images.reshape(len(digits.train), -1) / np.float32(255)
+    means = np.stack([plain[digits.train.labels == k].mean(0) for k in range(10)])
+    return lambda x: -jnp.square(x.reshape(len(x), 1, -1) - means).sum(-1)
 
 
 def test_images_that_come_class_by_class_are_mixed_and_none_is_on_both_sides():
