@@ -120,7 +120,7 @@ class Sides:
         self._adam = torch.optim.Adam(self._module.parameters(), RATE)
         self._at = 0
         # Once, as with a TensorDataset; a batch is gathered from it.
-        self._images = torch.from_numpy(np.ascontiguousarray(split.images.transpose(0, 3, 1, 2)))
+        self._images = torch.from_numpy(np.asarray(split.images).transpose(0, 3, 1, 2).copy())
         self._labels = torch.from_numpy(split.labels.astype(np.int64))
 
     def host_batch(self) -> Any:

@@ -44,13 +44,13 @@ def main(
     sweep = SweepConfig(count=count, cw_count=cw_count, cw_steps=cw_steps, cw_learning_rate=1e-2)
     instead_of = None
     try:
-        loaded = data.load(dataset)
+        loaded = data.shared(lambda: data.load(dataset), run)
     except InputError as error:
         if dataset not in data.NAMES:
             raise
         reporter.note(f"{error}")
         reporter.note("going on with the digits bundled with scikit-learn instead.")
-        loaded, instead_of = data.load("digits"), dataset
+        loaded, instead_of = data.shared(lambda: data.load("digits"), run), dataset
     config = defenses.preset("quick", loaded.info.image_shape, len(loaded.train))
     config = dataclasses.replace(config, train_size=train_size)
     trained = defenses.fit(config, loaded, run, reporter=reporter)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _PATIENCE = 15 * 86_400_000  # milliseconds; of those that never come the heartbeat tells
 _MARGIN = 4  # steps; see `stops`
 _STOP = "memdef_jax/stop"
+_PAUSES = (0, 1, 2, 4, 8, 16, 32)  # seconds; network file systems show new files that late
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 _rounds = itertools.count()
@@ -138,6 +140,26 @@ def wait() -> None:
     """Until all processes are here."""
     if count() > 1:
         _exchange({})
+
+
+def read_written(read: Callable[[], T | None], path: Any) -> T:
+    """What `read` gives of a file or folder that the first process has just written.
+
+    Args:
+      read: gives None while the file is not there, or not whole.
+      path: for the message.
+
+    Raises:
+      InputError: when a minute has not brought it.
+    """
+    for pause in _PAUSES:
+        time.sleep(pause)
+        if (found := read()) is not None:
+            return found
+    raise InputError(
+        f"{path} was written and cannot be read; give all processes a folder that all of them "
+        "see, on a disk that works."
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Any, Literal
@@ -51,6 +52,13 @@ class Run(Preset):
     like: pathlib.Path | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen(Preset):
+    """What must be known before the settings can be shown."""
+
+    run: pathlib.Path | None = None
+
+
 def main(kind: str, config_type: type) -> None:
     """Read the command line and train.
 
@@ -58,17 +66,19 @@ def main(kind: str, config_type: type) -> None:
       kind: of the defense, see `defenses.PRESETS`.
       config_type: its configuration.
     """
-    chosen, _ = tyro.cli(Preset, add_help=False, return_unknown_args=True)
+    chosen, _ = tyro.cli(Chosen, add_help=False, return_unknown_args=True)
     shape = (32, 32, 3) if chosen.dataset == "cifar10" else (28, 28, 1)
     config = defenses.preset(chosen.preset, shape, kind=kind)  # the name may be unknown
     if not {"-h", "--help"} & set(sys.argv):
-        dataset = data.load(
+        load = functools.partial(
+            data.load,
             chosen.dataset,
             data_dir=chosen.data_dir,
             raw_dir=chosen.raw_dir,
             image_size=chosen.image_size,
             gray=chosen.gray,
         )
+        dataset = data.shared(load, chosen.run) if chosen.run else load()
         config = defenses.preset(
             chosen.preset, dataset.info.image_shape, len(dataset.train), kind=kind
         )
@@ -77,7 +87,8 @@ def main(kind: str, config_type: type) -> None:
         "Arguments", [("config", settings)], bases=(Run,), frozen=True, kw_only=True
     )
     whole.__doc__ = Run.__doc__
-    arguments = tyro.cli(whole, default=whole(run=tyro.MISSING, config=config, **vars(chosen)))
+    known = {**vars(chosen), "run": chosen.run or tyro.MISSING}
+    arguments = tyro.cli(whole, default=whole(config=config, **known))
     defenses.fit(
         arguments.config,
         dataset,

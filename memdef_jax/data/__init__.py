@@ -1,7 +1,8 @@
 """Data: official datasets and image folders as uint8 arrays, batches and augmentation.
 
-`load` finds, verifies and prepares; `train_batch` and `eval_batches` cut batches; `Augmentation`
-changes them inside a compiled step; `celeba` streams what does not fit into memory.
+`load` finds, verifies and prepares, and `shared` gives what it found to several processes;
+`train_batch` and `eval_batches` cut batches; `Augmentation` changes them inside a compiled step;
+`celeba` streams what does not fit into memory.
 """
 
 from memdef_jax.data.augment import (
@@ -29,8 +30,10 @@ from memdef_jax.data.dataset import (
     to_float,
     validation_split,
 )
-from memdef_jax.data.joined import Joined
+from memdef_jax.data.joined import Floats, Joined
 from memdef_jax.data.loading import NAMES, load, prepare
+from memdef_jax.data.mapped import Mapped
+from memdef_jax.data.shared import shared
 
 __all__ = [
     "NAMES",
@@ -38,7 +41,9 @@ __all__ = [
     "Batch",
     "Dataset",
     "DatasetInfo",
+    "Floats",
     "Joined",
+    "Mapped",
     "Split",
     "batch_indices",
     "celeba",
@@ -51,6 +56,7 @@ __all__ = [
     "random_crop",
     "random_erasing",
     "random_flip",
+    "shared",
     "steps_per_epoch",
     "subset",
     "to_float",

@@ -10,6 +10,7 @@ import numpy as np
 
 from memdef_jax.checks import InputError
 from memdef_jax.data.dataset import Split, shuffled
+from memdef_jax.data.mapped import Mapped
 
 
 class Batch(NamedTuple):
@@ -100,7 +101,7 @@ def eval_batches(split: Split | tuple[np.ndarray, np.ndarray], batch_size: int) 
     return _padded(images, labels, batch_size)
 
 
-def _padded(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
+def _padded(images: np.ndarray | Mapped, labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
     size = len(images)
     for start in range(0, size, batch_size):
         positions = np.arange(start, start + batch_size)

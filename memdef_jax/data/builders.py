@@ -78,7 +78,7 @@ class _Builder(
         return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, (image, label) in enumerate(zip(split.images, split.labels)):
+        for index, (image, label) in enumerate(zip(np.asarray(split.images), split.labels)):
             yield index, {"image": image, "label": int(label)}
 
 

@@ -11,17 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from memdef_jax.checks import InputError
+from memdef_jax.data.mapped import Mapped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Images uint8 [N, H, W, C] and labels int32 [N]; slicing gives another Split.
 
+    The images are in memory or, where several processes work together, in a file, see `shared`.
+
     Raises:
       InputError: on another dtype or rank, or when the two lengths differ.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Mapped
     labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -44,7 +47,8 @@ class Split:
             raise InputError(
                 f"a split is cut by slices or index arrays; use [{index}:{index + 1}]."
             )
-        return Split(self.images[index], self.labels[index])
+        images = self.images.cut(index) if isinstance(self.images, Mapped) else self.images[index]
+        return Split(images, self.labels[index])
 
     def take(self, n: int) -> Split:
         """The first n samples.
@@ -131,7 +135,7 @@ def unordered_digest(*splits: Split) -> str:
     for split in splits:
         samples = (
             hashlib.sha256(image.tobytes() + int(label).to_bytes(4, "little")).digest()
-            for image, label in zip(split.images, split.labels)
+            for image, label in zip(np.asarray(split.images), split.labels)
         )
         digest.update(b"".join(sorted(samples)))
     return digest.hexdigest()
@@ -200,4 +204,4 @@ def to_float(images: Any) -> Any:
         )
     if isinstance(images, jax.Array):
         return images.astype(jnp.float32) / 255.0
-    return images.astype(np.float32) / np.float32(255)
+    return np.asarray(images).astype(np.float32) / np.float32(255)

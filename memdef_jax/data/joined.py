@@ -9,13 +9,45 @@ from typing import Any
 import numpy as np
 
 from memdef_jax.checks import InputError
+from memdef_jax.data.dataset import to_float
+from memdef_jax.data.mapped import Mapped
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Floats:
+    """Images uint8 [N, H, W, C] as float32 in [0, 1], each converted when it is read."""
+
+    images: np.ndarray | Mapped
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.images.nbytes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return to_float(self.images[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, converted."""
+        del copy  # always
+        return np.asarray(to_float(self.images), dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Joined:
     """Arrays after one another; indexing copies the rows asked for, and nothing else.
 
-    The parts may be mapped files, which are then read where they are indexed.
+    The parts may be in files, which are then read where they are indexed.
 
     Attributes:
       parts: arrays [N_i, ...] of one dtype and, but for N_i, of one shape; at least one.
@@ -29,7 +61,7 @@ class Joined:
       ((6, 3), [0.0, 3.0, 3.0])
     """
 
-    parts: tuple[np.ndarray, ...]
+    parts: tuple[np.ndarray | Floats, ...]
 
     def __post_init__(self) -> None:
         kinds = {(part.dtype.name, part.shape[1:]) for part in self.parts}
@@ -39,7 +71,8 @@ class Joined:
                 f"arrays of {words or 'no rows'} cannot be joined; give some of one kind."
             )
         # Rows of plain arrays cost half of those of a memmap, whose memory they share.
-        object.__setattr__(self, "parts", tuple(np.asarray(part) for part in self.parts))
+        plain = [np.asarray(p) if isinstance(p, np.ndarray) else p for p in self.parts]
+        object.__setattr__(self, "parts", tuple(plain))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -71,7 +104,7 @@ class Joined:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of them, copied together."""
         del copy  # always
-        return np.concatenate(self.parts, dtype=dtype)
+        return np.concatenate([np.asarray(part) for part in self.parts], dtype=dtype)
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:

@@ -75,7 +75,9 @@ def load(
 
 def _changed(dataset: Dataset, change: Callable[[np.ndarray], np.ndarray], words: str) -> Dataset:
     """A dataset with other images, which its source says."""
-    train, test = (Split(change(s.images), s.labels) for s in (dataset.train, dataset.test))
+    train, test = (
+        Split(change(np.asarray(s.images)), s.labels) for s in (dataset.train, dataset.test)
+    )
     source = f"{dataset.info.source}, {words}"
     return make_dataset(dataset.info.name, dataset.info.class_names, train, test, source)
 

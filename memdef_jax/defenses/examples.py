@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import pathlib
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -23,14 +22,13 @@ from memdef_jax import arrays, data, processes
 from memdef_jax.attacks import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError
-from memdef_jax.data import Joined, Split, to_float
+from memdef_jax.data import Floats, Joined, Split, to_float
 from memdef_jax.files import read_json, write_atomic
 from memdef_jax.training import Gathered, Reporter, make_mesh, put_batch, replicate
 
 PART = 1000
 _IMAGES, _ABOUT = "images.npy", "part.json"
 _RESULTS = ("images", "success")
-_PAUSES = (0, 1, 2, 4, 8, 16, 32)  # seconds; network file systems show new files that late
 
 
 def adversarial_examples(
@@ -95,7 +93,11 @@ def adversarial_examples(
             reporter.update(done, {"success_rate": float(success.mean())})
     processes.wait()
     whole = [
-        found[start] or _read_written(parts[start], split[start : start + PART]) for start in starts
+        found[start]
+        or processes.read_written(
+            partial(read_part, parts[start], split[start : start + PART]), parts[start]
+        )
+        for start in starts
     ]
     return Joined(tuple(part[0] for part in whole)), np.concatenate([part[1] for part in whole])
 
@@ -160,7 +162,7 @@ def mixed_batches(
             "label": np.where(is_benign, benign, attacked),
         }
 
-    images = Joined((to_float(split.images), *adversarial.parts))
+    images = Joined((Floats(split.images), *adversarial.parts))
     return Gathered({"image": images, "label": split.labels}, indices)
 
 
@@ -203,15 +205,3 @@ def _header(shape: tuple[int, ...]) -> bytes:
     about = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, about)
     return buffer.getvalue()
-
-
-def _read_written(folder: pathlib.Path, part: Split) -> tuple[np.ndarray, np.ndarray]:
-    """A part that the first process has just stored."""
-    for pause in _PAUSES:
-        time.sleep(pause)
-        if (found := read_part(folder, part)) is not None:
-            return found
-    raise InputError(
-        f"{folder} was written and cannot be read; give all processes a folder that all of them "
-        "see, on a disk that works."
-    )

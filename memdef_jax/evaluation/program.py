@@ -6,9 +6,10 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from memdef_jax import data
+from memdef_jax import data, processes
 from memdef_jax.checks import InputError
 from memdef_jax.data import Dataset
 from memdef_jax.defenses import Defense, MemoryDefense
@@ -72,13 +73,15 @@ def load_dataset(folder: pathlib.Path, defenses: Mapping[str, Defense], where: W
     if not all(isinstance(run.get(name), str) for name in ("dataset", "fingerprint")):
         raise InputError(f"{folder} does not say what it was trained on; train anew.")
     height, width, channels = next(iter(defenses.values())).spec.image_shape
-    dataset = data.load(
+    load = partial(
+        data.load,
         where.dataset or run["dataset"],
         data_dir=where.data_dir,
         raw_dir=where.raw_dir,
         image_size=(height, width),
         gray=channels == 1,
     )
+    dataset = data.shared(load, folder)
     if dataset.info.fingerprint != run["fingerprint"]:
         raise InputError(
             f"{folder} was trained on {run['dataset']} with fingerprint {run['fingerprint'][:12]} "
@@ -120,11 +123,13 @@ def evaluate_run(
     with locked(folder, reporter.note):
         found = joined(folder, sweep(defenses, dataset, config, folder, reporter))
         test = data.subset(dataset.test, config.count)
-        diagnostics = {
-            name: template_diagnostics(defense, dataset.train, test)
-            for name, defense in defenses.items()
-            if isinstance(defense, MemoryDefense)
-        }
+        diagnostics = processes.by_one(
+            lambda: {
+                name: template_diagnostics(defense, dataset.train, test)
+                for name, defense in defenses.items()
+                if isinstance(defense, MemoryDefense)
+            }
+        )
         write_atomic(folder / "diagnostics.json", json.dumps(diagnostics, indent=2))
         examined: dict[str, Any] = {}
         if examination is not None:

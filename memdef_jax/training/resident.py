@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from memdef_jax.data import Joined
+from memdef_jax.data import Joined, Mapped
 from memdef_jax.training.state import AXIS, Metrics, Step, TrainState, put_batch, replicate
 
 LENGTH = 32  # steps of one program: enough to hide its dispatch, and SIGTERM need not wait long
@@ -29,12 +29,12 @@ class Gathered:
     """Batches that are rows of arrays; called with a global step it gathers them on the host.
 
     Attributes:
-      arrays: by name [N, ...], on the host or in mapped files; N may differ.
+      arrays: by name [N, ...], on the host or in files; N may differ.
       indices: by the same names the rows int [B] of a global step's batch, of this process's share
         alone.
     """
 
-    arrays: Mapping[str, np.ndarray | Joined]
+    arrays: Mapping[str, np.ndarray | Joined | Mapped]
     indices: Callable[[int], Mapping[str, np.ndarray]]
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:

@@ -61,7 +61,14 @@ class Small(nn.Module):
 
 def together(folder):
     """Everything that is split over processes, in small."""
-    digits = data.load("digits", image_size=8)
+    loaded = []
+
+    def load():
+        loaded.append("digits")
+        return data.load("digits", image_size=8)
+
+    digits = data.shared(load, folder)
+    had = (len(loaded), isinstance(digits.train.images, data.Mapped))
     open_run(folder, {"seed": 3})
     module, trained = Small(), Small(AXIS)
     initial = jax.jit(module.init)(jax.random.key(1), np.zeros((1, 8, 8, 1), np.float32))
@@ -103,11 +110,13 @@ def together(folder):
     )
     sweep({"benign": defense}, digits, config, folder)
     heard = refusals()
+    told = processes.gathered(lambda: {f"data of {processes.index()}": np.array(had)})
     if processes.is_writer():
         leaves = jax.tree_util.tree_leaves_with_path(host)
         arrays = {jax.tree_util.keystr(place): leaf for place, leaf in leaves}
         arrays |= {"images": np.asarray(made[0]), "success": made[1], "collectives": collectives}
         arrays["refusals"] = np.array(heard)
+        arrays["loaded"] = np.array([told[name] for name in sorted(told)])
         np.savez(folder / "found.npz", **arrays)
 
 

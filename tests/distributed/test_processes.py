@@ -85,10 +85,16 @@ def test_two_processes_train_what_one_does_and_make_the_same_adversarial_images(
     two, one, _ = both
     found, expected = arrays(two), arrays(one)
     assert found.keys() == expected.keys()
-    for name in expected.keys() - {"collectives", "refusals"}:
+    for name in expected.keys() - {"collectives", "refusals", "loaded"}:
         np.testing.assert_allclose(found[name], expected[name], err_msg=name, **TOLERANCE)
     assert found["images"].shape == (40, 8, 8, 1)
     assert 0 < np.abs(found["images"]).max() <= 1
+
+
+def test_the_first_loads_the_dataset_and_both_read_it_from_a_file(both):
+    two, one, _ = both
+    assert arrays(one)["loaded"].tolist() == [[1, False]]
+    assert arrays(two)["loaded"].tolist() == [[1, True], [0, True]]
 
 
 def test_they_log_and_validate_what_one_does_under_shard_map_and_pmap(both):
@@ -122,7 +128,7 @@ def test_only_the_first_writes_and_speaks(both):
         {
             path.relative_to(folder).as_posix()
             for path in folder.rglob("*")
-            if "tree" not in path.parts and "tensorboard" not in path.parts
+            if not {"tree", "tensorboard", ".data"} & set(path.relative_to(folder).parts)
         }
         for folder in (two, one)
     ]

@@ -166,7 +166,7 @@ class Stages:
         """The adversarial images against the classifier, made or read, beside their clean ones."""
         trainer, examples = self.trainer, self.examples
         split = data.subset(trainer.split, examples.images)
-        made: list[np.ndarray] = []
+        made: list[Any] = []
         for name in examples.attacks:
 
             def attack(index: np.ndarray, name: str = name) -> Attack:

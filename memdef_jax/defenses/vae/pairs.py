@@ -139,7 +139,7 @@ def stored_pairs(
     Raises:
       InputError: when the folder cannot be written.
     """
-    made: list[np.ndarray] = []
+    made: list[Any] = []
     for turn in range(mixture.rounds or mixture.levels):
         for name in mixture.attacks:
 
