@@ -1,6 +1,7 @@
 """The whole test suite runs with XLA set up as in the programs, but for little optimisation.
 
-Most tests compile a program and run it for an instant; optimising it would take most of the time.
+Most tests compile a program and run it for an instant; compiling it well would take most of the
+time.
 What takes half a second to compile is kept for the other worker and the other processes of the same
 run of the tests.
 """
@@ -14,9 +15,10 @@ import pytest
 
 from memdef_jax import console
 from memdef_jax.compiled import forget_programs
+from tests.xla_flags import FLAGS
 
 console.prepare_cpu()
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += f" {FLAGS}"
 
 # Workers and the tests' own processes inherit the environment of the first process.
 _SHARED = "MEMDEF_JAX_TESTS_CACHE"

@@ -21,6 +21,7 @@ from memdef_jax.attacks import (
     Square,
     driver,
 )
+from tests.xla_flags import FLAGS
 
 KEY = jax.random.key(3)
 QUICK = pytest.mark.usefixtures("quick_compile")
@@ -255,7 +256,7 @@ for attack in (PGD(eps=.03, step_size=.01, steps=5),
 @pytest.mark.exhaustive
 def test_a_batch_over_eight_devices_equals_one_device():
     flags = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {FLAGS}",
         "JAX_PLATFORMS": "cpu",
     }
     program = [sys.executable, "-W", "error", "-c", SHARDED]

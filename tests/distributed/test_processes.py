@@ -16,6 +16,7 @@ import pytest
 from memdef_jax import joining, preemption
 from memdef_jax.evaluation import read_records
 from memdef_jax.training.metrics import read_metrics
+from tests.xla_flags import FLAGS
 
 PROGRAM = pathlib.Path(__file__).with_name("scenario.py")
 ROOT = PROGRAM.parents[2]
@@ -32,7 +33,7 @@ def start(mode, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=4 {FLAGS}"
     children = []
     for index in range(2):
         environment = {

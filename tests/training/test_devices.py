@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from memdef_jax import data
+from tests.xla_flags import FLAGS
 
 PROGRAM = pathlib.Path(__file__).with_name("eight_devices.py")
 ROOT = PROGRAM.parents[2]
@@ -26,8 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("devices") / "out.npz"
-    # Level 0: the programs are compiled in half the time and run a few steps only.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {FLAGS}"
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

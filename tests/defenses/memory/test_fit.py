@@ -21,6 +21,7 @@ from memdef_jax.defenses import (
     trainer,
 )
 from memdef_jax.defenses.memory import memory_training
+from tests.xla_flags import FLAGS
 
 PROGRAM = pathlib.Path(__file__).with_name("fit_run.py")
 ROOT = PROGRAM.parents[3]
@@ -39,7 +40,7 @@ def run(tmp_path_factory):
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
