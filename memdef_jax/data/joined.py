@@ -97,7 +97,16 @@ class Joined:
         part = np.searchsorted(self._ends, index, side="right")
         within = index - np.append(0, self._ends)[part]
         found = np.empty((len(index), *self.shape[1:]), self.dtype)
-        for place, (number, row) in enumerate(zip(part.tolist(), within.tolist())):
+        alone = np.ones(len(index), bool)  # rows that are copied one by one, as cheap as together
+        for number, held in enumerate(self.parts):
+            if isinstance(held, Floats):
+                together = part == number
+                found[together] = held[within[together]]
+                alone &= ~together
+        places = np.flatnonzero(alone)
+        for place, number, row in zip(
+            places.tolist(), part[places].tolist(), within[places].tolist()
+        ):
             found[place] = self.parts[number][row]
         return found
 
