@@ -1,5 +1,6 @@
 """The programs as users start them: what they refuse, show, continue, and the demo on digits."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from functools import partial
 import jax
 import pytest
 
-from memdef_jax import data, evaluation
+from memdef_jax import data, defenses, evaluation
 from memdef_jax.checks import InputError
 from memdef_jax.defenses import MemoryDefense
 from memdef_jax.evaluation import THREATS, WORST, SweepConfig, read_records
@@ -359,6 +360,15 @@ def test_the_demo_goes_from_nothing_to_the_report_and_a_second_call_does_nothing
         return real(name, **places)
 
     monkeypatch.setattr(data, "load", unreachable)
+    whole = defenses.preset
+
+    def short(*what, **more):
+        config = whole(*what, **more)
+        selector = dataclasses.replace(config.selector, benign_epochs=3, epochs=4)
+        stack = dataclasses.replace(config.stack, epochs=5)
+        return dataclasses.replace(config, selector=selector, stack=stack)
+
+    monkeypatch.setattr(defenses, "preset", short)
     folder = tmp_path / "demo"
     arguments = ["--run", folder, "--count", "8", "--cw-count", "4", "--cw-steps", "10"]
     arguments += ["--train-size", "128", "--no-examine"]
