@@ -1,9 +1,8 @@
 """The whole test suite runs with XLA set up as in the programs, but for little optimisation.
 
 Most tests compile a program and run it for an instant; compiling it well would take most of the
-time.
-What takes half a second to compile is kept for the other worker and the other processes of the same
-run of the tests.
+time. What takes half a second to compile is kept for the other worker and the other processes of
+the same run of the tests.
 """
 
 import os

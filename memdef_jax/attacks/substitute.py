@@ -113,7 +113,7 @@ def train_substitute(
       batch_size: images a training step; the last of an epoch is filled up with its first images.
       learning_rate: of Adam.
       apply_in_training: the substitute while its parameters are fitted, where that differs, as
-        with dropout: `apply_in_training(params, x, keys) -> logits` with a typed key an image,
+        with dropout: a hashable function `(params, x, keys) -> logits` with a typed key an image,
         [B]. Augmentation is by `apply` always, as in Defense-GAN's code.
 
     Returns:
