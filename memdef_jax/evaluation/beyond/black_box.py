@@ -150,11 +150,11 @@ def measure(
 
     Returns:
       The file's content: "dataset", "fingerprint", "classifier" (its architecture, None where it
-      is not known), "kind" and "rows". Each row has `IDENTITY`; "queries", what the substitute
-      cost; "agreement", see `attacks.Substitute`; the undefended classifier's accuracy on clean and
-      attacked images, "clean_undefended" and "undefended"; and under "variants" by name a defense's
-      accuracies "clean" and "robust", and the 95% Wilson "interval" of the latter. The oracle is
-      "undefended" or a variant, which then is the only one judged.
+      is not known), "kind", "dropout" (True) and "rows". Each row has `IDENTITY`; "queries", what
+      the substitute cost; "agreement", see `attacks.Substitute`; the undefended classifier's
+      accuracy on clean and attacked images, "clean_undefended" and "undefended"; and under
+      "variants" by name a defense's accuracies "clean" and "robust", and the 95% Wilson "interval"
+      of the latter. The oracle is "undefended" or a variant, which then is the only one judged.
 
     Raises:
       InputError: before any work, when something does not fit or another program is in the folder.
@@ -217,6 +217,7 @@ def _check_defenses(
         "fingerprint": dataset.info.fingerprint,
         "classifier": getattr(first.spec, "classifier", None),
         "kind": first.kind,
+        "dropout": True,  # in a substitute's training; files of before it was drawn lack it
     }
 
 

@@ -313,13 +313,18 @@ def test_other_settings_are_other_rows_of_the_same_file(measured, defenses, data
         assert "| " + " | ".join(line) + " |" in text
 
 
-@pytest.mark.parametrize("stored", ["{", '{"rows": 1}', None])
+@pytest.mark.parametrize("stored", ["{", '{"rows": 1}', "another's", "without dropout"])
 def test_a_file_that_is_damaged_or_anothers_is_measured_anew(
     measured, defenses, dataset, tmp_path, stored
 ):
     config = dataclasses.replace(BASIC, oracle="undefended")
-    another = json.dumps({**measured[1], "fingerprint": "0"})
-    (tmp_path / "black_box.json").write_text(stored or another)
+    content = {**measured[1], "rows": [{**row, "queries": 0} for row in measured[1]["rows"]]}
+    if stored == "another's":
+        stored = json.dumps({**content, "fingerprint": "0"})
+    elif stored == "without dropout":  # as they were trained before it was drawn
+        del content["dropout"]
+        stored = json.dumps(content)
+    (tmp_path / "black_box.json").write_text(stored)
     content = black_box.measure(defenses, dataset, config, tmp_path)
     assert content["rows"] == measured[1]["rows"][:1]
 
