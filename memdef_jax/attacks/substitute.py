@@ -138,6 +138,7 @@ def train_substitute(
     check_number("step", abs(step))
     check_number("learning_rate", learning_rate, above_zero=True)
     draw, passes = _generator(key), 0
+    rule = partial(_train_step, apply_in_training, learning_rate, key)
     asked = asked.judge or asked
     _check_classes(model, asked, seeds)
 
@@ -146,7 +147,6 @@ def train_substitute(
     labels = answers(asked, images)
     for turn in range(rounds):
         order = np.concatenate([_batches(len(images), batch_size, draw) for _ in range(epochs)])
-        rule = partial(_train_step, apply_in_training, learning_rate, key)
         model = _fit(rule, model, images, labels, order, passes)
         passes += len(order)
         if turn + 1 == rounds:

@@ -168,9 +168,10 @@ def load_run(folder: pathlib.Path) -> dict[str, Any]:
       InputError: when there is no run, or it is unfinished, damaged or of a newer version, or
         names something outside its folder.
     """
-    if not is_finished(folder):
+    paths = _paths(folder)
+    if not _are_there(paths):
         raise InputError(f"{folder} holds an unfinished run; train there until the end first.")
-    return {name: load(path) for name, path in _paths(folder).items()}
+    return {name: load(path) for name, path in paths.items()}
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -179,8 +180,11 @@ def is_finished(folder: pathlib.Path) -> bool:
     Raises:
       InputError: when there is no run, or its description is damaged or of a newer version.
     """
-    paths = _paths(folder).values()
-    return bool(paths) and all((path / _FILE).is_file() for path in paths)
+    return _are_there(_paths(folder))
+
+
+def _are_there(paths: Mapping[str, pathlib.Path]) -> bool:
+    return bool(paths) and all((path / _FILE).is_file() for path in paths.values())
 
 
 def _paths(folder: pathlib.Path) -> dict[str, pathlib.Path]:

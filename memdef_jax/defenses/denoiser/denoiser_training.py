@@ -166,7 +166,7 @@ class Stages:
         """The adversarial images against the classifier, made or read, beside their clean ones."""
         trainer, examples = self.trainer, self.examples
         split = data.subset(trainer.split, examples.images)
-        made: list[Any] = []
+        made: list[np.ndarray | data.Floats] = []
         for name in examples.attacks:
 
             def attack(index: np.ndarray, name: str = name) -> Attack:

@@ -20,7 +20,7 @@ from memdef_jax.attacks import FGSM, RFGSM, CarliniWagnerL2, DeepFool, presets
 from memdef_jax.attacks.attack import Attack
 from memdef_jax.attacks.logits import Logits
 from memdef_jax.checks import InputError, check_eps
-from memdef_jax.data import Joined, Split, to_float
+from memdef_jax.data import Floats, Joined, Split, to_float
 from memdef_jax.defenses.examples import adversarial_examples
 from memdef_jax.training import Reporter
 
@@ -139,7 +139,7 @@ def stored_pairs(
     Raises:
       InputError: when the folder cannot be written.
     """
-    made: list[Any] = []
+    made: list[np.ndarray | Floats] = []
     for turn in range(mixture.rounds or mixture.levels):
         for name in mixture.attacks:
 
