@@ -9,28 +9,22 @@ or Defense-VAE Figures 1 to 4 of MAD-VAE: images, latent vectors and purified im
 search in latent space of eval.overpowered, Figures 5 and 6.
 
 About a minute on two CPU cores, where that search needs --draws 10 --steps 100 and a few minutes.
-The figure is DIR/latent.png, its points are in DIR/latent.json.
+The figure is DIR/latent-SELECTOR-ATTACK.png, its points are in the JSON file beside it.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Literal
 
 import tyro
 
 from memdef_jax import console
-from memdef_jax.attacks import presets
-from memdef_jax.checks import InputError
-from memdef_jax.data import subset
 from memdef_jax.defenses import load_run
-from memdef_jax.evaluation.beyond.latent_attack import LatentAttackConfig, choose
-from memdef_jax.evaluation.papers import latent
+from memdef_jax.evaluation.papers import latent_figure
 from memdef_jax.evaluation.program import Where, load_dataset
-from memdef_jax.evaluation.reports import figures
+from memdef_jax.evaluation.reports.layout import as_text
 from memdef_jax.evaluation.sweeps.crafting import single
-from memdef_jax.files import write_atomic
 
 
 def main(
@@ -62,28 +56,22 @@ def main(
       seed: of the attack and the method.
       where: where its data are.
     """
-    project = latent.projection(method, seed)
-    budget, searched = single(console.budgets(eps)), attack == "overpowered"
-    search = LatentAttackConfig(rhos=(rho,), draws=draws, steps=steps, seed=seed)
-    if not searched:
-        presets.named(attack, budget)  # before any work: the name may be unknown
+    config = latent_figure.LatentFigureConfig(
+        attack=attack,
+        eps=single(console.budgets(eps)),
+        count=count or None,
+        method=method,
+        rho=rho,
+        draws=draws,
+        steps=steps,
+        seed=seed,
+    )
     defenses = load_run(run)
-    name = selector or list(defenses)[-1]
-    if name not in defenses:
-        raise InputError(f"{run} has no defense {name!r}; use one of {', '.join(defenses)}.")
-    (defense,) = (choose(defenses, (name,)) if searched else {name: defenses[name]}).values()
+    name = latent_figure.chosen(defenses, selector, config)
     loaded = load_dataset(run, defenses, where)
-    crafted = search.attack(rho) if searched else presets.named(attack, budget, defense.kind)
-    latents = latent.collect(defense, subset(loaded.test, count or None), crafted, seed)
-    embedded = latent.embed(latents, project)
-    names = list(loaded.info.class_names)
-    settings = {"selector": name, "attack": attack, "method": method, "seed": seed}
-    settings |= {"rho": rho, **search.settings()} if searched else {"eps": eps}
-    content = {**embedded, "class_names": names, **settings}
-    write_atomic(run / "latent.json", json.dumps(content))
-    spaces = {latent.SPACES[space]: points for space, points in embedded.items()}
-    write_atomic(run / "latent.png", figures.scatter(spaces, names))
-    print(f"figure: {run / 'latent.png'}")
+    header, lines, path = latent_figure.draw(run, name, defenses[name], loaded, config)
+    title = f"{name}, {attack}: % of the nearest neighbours that have an image's label"
+    print(f"{as_text(title, header, lines)}\nfigure: {path}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from memdef_jax.attacks import Attack, Overpowered
@@ -31,11 +32,12 @@ METHODS = ("tsne", "umap")
 _LEAST = 6  # points that a method can say anything about
 _PERPLEXITY = 30.0  # of t-SNE
 _NEIGHBORS = 15  # of UMAP, its own default
+_ASKED = 10  # neighbours that are asked for their labels
 # What is embedded: of a Memory Defense the first two, of a VAE defense the others.
 SPACES = {
     "without": "bottleneck without memory: the encoder's output",
     "with": "bottleneck with memory: as read out",
-    "image": "images",
+    "image": "pixels",
     "latent": "latent vectors",
     "output": "purified images, by the class named",
 }
@@ -185,13 +187,51 @@ def embed(latents: Latents, project: Projection) -> dict[str, dict[str, Any]]:
     Clean and attacked images are projected together, so that their places can be compared.
 
     Returns:
-      "points" [N, 2], "labels" [N] and "adversarial" [N] of each.
+      "points" [N, 2], "labels" [N], "adversarial" [N] and "alike", see `alike`, of each.
     """
+    found = alike(latents)
     return {
         name: {
             "points": np.asarray(project(vectors), np.float64).round(4).tolist(),
             "labels": latents.labels[name].tolist(),
             "adversarial": latents.adversarial.tolist(),
+            "alike": found[name],
         }
         for name, vectors in latents.vectors.items()
     }
+
+
+def alike(latents: Latents) -> dict[str, dict[str, float]]:
+    """How far the classes lie apart in the spaces themselves, which no plane shows faithfully.
+
+    Returns:
+      By space the mean share of a vector's ten nearest neighbours (Euclidean; fewer where there are
+      fewer) that have its label: "clean", of clean images among clean ones; "attacked", of attacked
+      among attacked; "attacked among clean". An image is never its own neighbour, nor is its clean
+      copy.
+    """
+    clean, attacked = ~latents.adversarial, latents.adversarial
+    pairs = {
+        "clean": (clean, clean),
+        "attacked": (attacked, attacked),
+        "attacked among clean": (attacked, clean),
+    }
+    return {
+        space: {
+            words: _share(vectors, latents.labels[space], asking, among)
+            for words, (asking, among) in pairs.items()
+        }
+        for space, vectors in latents.vectors.items()
+    }
+
+
+def _share(vectors: np.ndarray, labels: np.ndarray, asking: np.ndarray, among: np.ndarray) -> float:
+    """Both groups [N] hold the same images in the same order."""
+    n = int(among.sum())
+    with threadpool_limits(1):
+        model = NearestNeighbors(n_neighbors=min(_ASKED + 1, n), algorithm="brute")
+        nearest = model.fit(vectors[among]).kneighbors(vectors[asking], return_distance=False)
+    others = nearest != np.arange(n)[:, None]
+    others[others.all(axis=1), -1] = False  # as many for each
+    same = labels[among][nearest] == labels[asking][:, None]
+    return float(same[others].mean())

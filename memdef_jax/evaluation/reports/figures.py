@@ -161,11 +161,11 @@ def scatter(spaces: Mapping[str, Mapping[str, Any]], class_names: Sequence[str])
     Args:
       spaces: by what they are, each with "points" [N, 2], whose units mean nothing, as t-SNE's do,
         and "labels" [N]; with "adversarial" [N] attacked images stand below the clean ones, on the
-        same axes.
+        same axes; what "alike" says of them, see `latent.alike`, is in their titles.
       class_names: [K].
     """
     split = any(found.get("adversarial") for found in spaces.values())
-    kinds = ("clean images", "attacked images") if split else ("",)
+    kinds = ("clean", "attacked") if split else ("",)
     figure = _figure(1.2 + 4.2 * len(kinds), 5.6 * len(spaces))
     axes = figure.subplots(len(kinds), len(spaces), squeeze=False, sharex="col", sharey="col")
     handles: dict[int, Any] = {}
@@ -174,7 +174,10 @@ def scatter(spaces: Mapping[str, Mapping[str, Any]], class_names: Sequence[str])
         attacked = np.asarray(found.get("adversarial") or np.zeros(len(where)), bool)
         for axis, kind, shown in zip(column, kinds, (~attacked, attacked)):
             axis.set(ylabel="second coordinate (no unit)", xticks=[], yticks=[])
-            words = ", ".join(filter(None, (kind, title if len(spaces) > 1 else "")))
+            parts = (f"{kind} images" if kind else "", title if len(spaces) > 1 else "")
+            share = (found.get("alike") or {}).get(kind)
+            told = "" if share is None else f"\n{share:.0%} of an image's neighbours have its label"
+            words = ", ".join(filter(None, parts)) + told
             axis.set_title(words, fontsize=10, parse_math=False)
             for label in np.unique(labels):
                 handles[label] = axis.scatter(

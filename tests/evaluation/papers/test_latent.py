@@ -140,6 +140,32 @@ def test_clean_and_attacked_images_are_projected_together(latents):
         np.testing.assert_allclose(part["points"], vectors[:, :2], atol=1e-4)
         assert part["labels"] == latents.labels[name].tolist()
         assert part["adversarial"] == latents.adversarial.tolist()
+        assert part["alike"] == latent.alike(latents)[name]
+
+
+def test_neighbours_alike_are_those_of_a_search_by_hand(monkeypatch):
+    rng = np.random.default_rng(4)
+    n, asked = 14, 3
+    vectors, labels = rng.normal(size=(2 * n, 2)), rng.integers(0, 3, 2 * n)
+    vectors[n + 1] = vectors[1]  # an image that the attack left as it was
+    attacked = np.arange(2 * n) >= n
+    monkeypatch.setattr(latent, "_ASKED", asked)
+    found = latent.alike(latent.Latents({"latent": vectors}, {"latent": labels}, attacked))
+    groups = {"clean": (0, 0), "attacked": (n, n), "attacked among clean": (n, 0)}
+    for words, (asking, among) in groups.items():
+        shares = []
+        for i in range(n):
+            far = np.linalg.norm(vectors[among : among + n] - vectors[asking + i], axis=1)
+            nearest = [j for j in np.argsort(far) if j != i][:asked]
+            shares.append(np.mean(labels[among + np.array(nearest)] == labels[asking + i]))
+        np.testing.assert_allclose(found["latent"][words], np.mean(shares))
+
+
+def test_few_images_ask_as_many_neighbours_as_there_are():
+    vectors, labels = np.arange(6.0)[:, None], np.array([0, 0, 1, 0, 0, 1])
+    found = latent.alike(latent.Latents({"a": vectors}, {"a": labels}, np.arange(6) > 2))
+    # Of three images two are of one class: each of these has one of two others alike.
+    assert found["a"] == dict.fromkeys(("clean", "attacked", "attacked among clean"), 1 / 3)
 
 
 def test_methods_that_cannot_be_used_are_refused(monkeypatch):
@@ -182,16 +208,20 @@ def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
     program = importlib.import_module("eval.latent").main
     arguments = ["--run", run, "--attack", "fgsm", "--count", str(COUNT)]
     tyro.cli(program, args=[str(a) for a in arguments])
-    assert str(run / "latent.png") in capsys.readouterr().out
-    assert Image.open(io.BytesIO((run / "latent.png").read_bytes())).format == "PNG"
-    found = json.loads((run / "latent.json").read_text())
+    told, figure = capsys.readouterr().out, run / "latent-in_loop-fgsm.png"
+    assert str(figure) in told
+    assert Image.open(io.BytesIO(figure.read_bytes())).format == "PNG"
+    found = json.loads(figure.with_suffix(".json").read_text())
+    for name in ("with", "without"):
+        for share in found[name]["alike"].values():
+            assert f"{100 * share:.1f}" in told
     assert found["selector"] == "in_loop"
     assert found["class_names"] == list(digits.info.class_names)
     for name in ("with", "without"):
         assert np.shape(found[name]["points"]) == (2 * COUNT, 2)
         assert found[name]["labels"] == np.tile(digits.test.labels[:COUNT], 2).tolist()
     for arguments, sentence in (
-        (["--selector", "offline"], "has no defense 'offline'; use one of benign, in_loop"),
+        (["--selector", "offline"], "selector 'offline' is not in the run; use one of benign, in"),
         (["--attack", "deepfool"], "attack 'deepfool' is unknown"),
         (["--eps", "9/255,25/255"], "2 budgets were given and one is needed"),
         (["--attack", "overpowered", "--rho", "-1"], "rho -1 cannot be used"),
@@ -205,7 +235,7 @@ def test_the_program_shows_a_search_in_latent_space(vae, digits, tmp_path):
     program = importlib.import_module("eval.latent").main
     search = ["--attack", "overpowered", "--rho", "2.5", "--draws", "1", "--steps", "1"]
     tyro.cli(program, args=["--run", str(tmp_path), "--count", str(COUNT), *search])
-    found = json.loads((tmp_path / "latent.json").read_text())
+    found = json.loads((tmp_path / "latent-vae-overpowered.json").read_text())
     assert (found["attack"], found["rho"], found["steps"]) == ("overpowered", 2.5, 1)
     assert "eps" not in found
     assert [np.shape(found[name]["points"]) for name in ("image", "latent", "output")] == [

@@ -185,3 +185,13 @@ def test_clean_and_attacked_images_of_a_space_stand_on_the_same_axes(drawn):
             for label, group in enumerate(axis.collections):
                 here = where[shown & (np.arange(20) % 2 == label)]
                 np.testing.assert_array_equal(group.get_offsets(), here)
+
+
+def test_how_many_neighbours_are_alike_stands_above_each_group(drawn):
+    found = points(np.random.default_rng(0).random((6, 2)), [0, 1] * 3, [False] * 3 + [True] * 3)
+    figures.scatter({"a": {**found, "alike": {"clean": 0.5, "attacked": 0.25}}}, ["a", "b"])
+    said = [axis.get_title().split("\n") for axis in drawn[0].axes]
+    assert said == [
+        ["clean images", "50% of an image's neighbours have its label"],
+        ["attacked images", "25% of an image's neighbours have its label"],
+    ]
