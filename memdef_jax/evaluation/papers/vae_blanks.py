@@ -100,7 +100,7 @@ def _blank(
     usual = row.trained == USUAL or paper not in ("defense_vae", "mad_vae")
     kind = () if row.kind == paper else (row.kind,)
     name = "-".join((*kind, row.dataset, row.classifier, *(() if usual else row.trained)))
-    run = folder / name if source is None else source.folder
+    run = _free(folder / name) if source is None else source.folder
     systems = {c.printed.system for c in cells}
     found = [] if source and source.finished else [_training(paper, row, run, systems)]
     substitutes = dict.fromkeys(c.printed.substitute for c in cells if c.printed.substitute)
@@ -113,6 +113,14 @@ def _blank(
         if any(reading in c.expected and reading not in c.readings for c in cells):
             found.append(f"-m eval.overpowered --run {shlex.quote(str(run))}{target}")
     return Blank(row, run, tuple(tuple(shlex.split(command)) for command in found))
+
+
+def _free(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, or one with a number where another run has its name."""
+    found, number = folder, 2
+    while (found / "run.json").exists():
+        found, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return found
 
 
 def _training(paper: str, row: Row, run: pathlib.Path, systems: set[str | None]) -> str:

@@ -53,6 +53,21 @@ def test_a_row_whose_training_was_stopped_is_trained_to_its_end(tmp_path):
     assert others == rows[1:]
 
 
+def test_a_row_gets_a_folder_of_its_own_where_another_run_has_its_name(tmp_path):
+    for name, dataset in (("mnist-a", "fashion_mnist"), ("mnist-a-2", "digits")):
+        run = {
+            "kind": "classifier",
+            "dataset": dataset,
+            "config": {"imported": True},
+            "defenses": ["linear"],
+        }
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"version": VERSION, "run": run}))
+    rows = plan(tmp_path, "defense_vae", (1,), ("mnist",), Options())
+    assert [row.folder.name for row in rows] == ["mnist-a-3", "mnist-b", "mnist-c", "mnist-d"]
+    assert all(str(tmp_path / "mnist-a-3") in command for command in rows[0].commands)
+
+
 def test_rows_that_only_compare_training_attacks_leave_end_to_end_training_out(tmp_path):
     (row,) = plan(tmp_path, "mad_vae", (2,), (), Options())
     assert [command[1] for command in row.commands] == ["train.mad_vae", "eval.black_box"]
