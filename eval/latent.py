@@ -70,7 +70,7 @@ def main(
     name = latent_figure.chosen(defenses, selector, config)
     loaded = load_dataset(run, defenses, where)
     header, lines, path = latent_figure.draw(run, name, defenses[name], loaded, config)
-    title = f"{name}, {attack}: % of the nearest neighbours that have an image's label"
+    title = f"{name}, {attack}: nearest neighbours that have an image's label, %"
     print(f"{as_text(title, header, lines)}\nfigure: {path}")
 
 
