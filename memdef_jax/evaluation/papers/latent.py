@@ -29,7 +29,7 @@ from memdef_jax.evaluation.beyond.latent_search import search
 from memdef_jax.evaluation.sweeps.crafting import BATCH, craft
 
 METHODS = ("tsne", "umap")
-_LEAST = 6  # points that a method can say anything about
+LEAST = 6  # points that a method can say anything about
 _PERPLEXITY = 30.0  # of t-SNE
 _NEIGHBORS = 15  # of UMAP, its own default
 _ASKED = 10  # neighbours that are asked for their labels
@@ -155,10 +155,10 @@ def projection(method: str, seed: int = 0) -> Projection:
 
 
 def _check_points(vectors: np.ndarray) -> None:
-    if len(vectors) < _LEAST:
+    if len(vectors) < LEAST:
         raise InputError(
-            f"{len(vectors)} points are too few to be projected; give {_LEAST} or more, that is "
-            f"{_LEAST // 2} images and their attacked copies."
+            f"{len(vectors)} points are too few to be projected; give {LEAST} or more, that is "
+            f"{LEAST // 2} images and their attacked copies."
         )
 
 
@@ -189,15 +189,16 @@ def embed(latents: Latents, project: Projection) -> dict[str, dict[str, Any]]:
     Returns:
       "points" [N, 2], "labels" [N], "adversarial" [N] and "alike", see `alike`, of each.
     """
-    found = alike(latents)
+    planes = {name: np.asarray(project(v), np.float64) for name, v in latents.vectors.items()}
+    shares = alike(latents)
     return {
         name: {
-            "points": np.asarray(project(vectors), np.float64).round(4).tolist(),
+            "points": points.round(4).tolist(),
             "labels": latents.labels[name].tolist(),
             "adversarial": latents.adversarial.tolist(),
-            "alike": found[name],
+            "alike": shares[name],
         }
-        for name, vectors in latents.vectors.items()
+        for name, points in planes.items()
     }
 
 

@@ -44,6 +44,12 @@ class LatentFigureConfig:
 
     def __post_init__(self) -> None:
         latent.projection(self.method, self.seed)
+        least = latent.LEAST // 2
+        if self.count is not None and self.count < least:
+            raise InputError(
+                f"count {self.count} is too few images for a figure; use {least} or more."
+            )
+        self._search()
         self.crafted()
 
     @property

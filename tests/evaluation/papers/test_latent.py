@@ -225,6 +225,8 @@ def test_the_program_writes_figure_and_points(digits, pair, tmp_path, capsys):
         (["--attack", "deepfool"], "attack 'deepfool' is unknown"),
         (["--eps", "9/255,25/255"], "2 budgets were given and one is needed"),
         (["--attack", "overpowered", "--rho", "-1"], "rho -1 cannot be used"),
+        (["--seed", "-1"], "seed -1 is negative"),
+        (["--count", "2"], "count 2 is too few images for a figure; use 3 or more"),
     ):
         with pytest.raises(InputError, match=sentence):
             tyro.cli(program, args=["--run", str(run), *arguments])
